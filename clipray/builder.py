@@ -1,0 +1,203 @@
+"""Building the shards of an index: pure functions over an embeddings folder.
+
+They take paths and numbers, so they run the same in a Ray task and in a test. The manifest of the
+index is not written here; a segment that no manifest names does not exist.
+"""
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipray import storage
+from clipray.embeddings import KEY_COLUMN, Parts
+from clipray.errors import ConfigError
+from clipray.manifest import Codec, IndexFolder, SegmentRecord, ShardRecord
+from clipray.segment import new_index, read_faiss, write_faiss, write_segment
+from clipray.shard import row_id
+
+log = logging.getLogger(__name__)
+
+EXACT_UP_TO = 20_000  # rows; below, an exact scan takes about a millisecond
+TRAINING_ROWS = 200_000
+NORM_TOLERANCE = 0.01  # float16 moves a unit vector's norm by less than 0.001
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Everything that a task needs to build one shard.
+
+    Attributes:
+        parts: the embedding parts of this shard.
+        total_rows: rows of all shards together.
+        repeated: by part, the rows whose key stands in an earlier row.
+    """
+
+    parts: Parts
+    index: Path
+    method: str
+    codec: Codec | None
+    total_rows: int
+    repeated: Mapping[int, Rows] = field(default_factory=dict)
+
+
+def plan_shards(parts: Parts, index: Path, method: str, shards: int) -> list[ShardPlan]:
+    """Train what all shards share and cut the parts into shards.
+
+    Raises:
+        ConfigError: an unusable method, or more shards than parts.
+    """
+    numbers = assign_parts({number: parts.parts[number].rows for number in parts}, shards)
+    chosen = choose_method(method, parts.rows)
+    codec = _train_codec(parts, IndexFolder(index), chosen)
+    repeated = _find_repeated(parts)
+    return [
+        ShardPlan(
+            parts=parts.only(mine),
+            index=index,
+            method=chosen,
+            codec=codec,
+            total_rows=parts.rows,
+            repeated={n: repeated[n] for n in mine if n in repeated},
+        )
+        for mine in numbers
+    ]
+
+
+def choose_method(method: str, rows: int) -> str:
+    """Resolve `auto`: an exact scan for small collections, HNSW32 beyond."""
+    if method != "auto":
+        return method
+    return "Flat" if rows <= EXACT_UP_TO else "HNSW32"
+
+
+def assign_parts(rows: Mapping[int, int], shards: int) -> list[list[int]]:
+    """Give every shard a run of neighbouring parts, with as equal numbers of rows as they allow.
+
+    Args:
+        rows: number of rows by part.
+        shards: how many shards, each gets at least one part.
+    """
+    numbers = sorted(rows)
+    if shards > len(numbers):
+        raise ConfigError(
+            f"shards: {shards} asked for, but there are {len(numbers)} embedding parts and a part "
+            "is never split; use fewer shards"
+        )
+    assigned: list[list[int]] = [[] for _ in range(shards)]
+    total, taken, shard = sum(rows.values()), 0, 0
+    for place, number in enumerate(numbers):
+        full = taken >= total * (shard + 1) / shards
+        needed = len(numbers) - place == shards - shard - 1  # one part for each shard still empty
+        if assigned[shard] and shard < shards - 1 and (full or needed):
+            shard += 1
+        assigned[shard].append(number)
+        taken += rows[number]
+    return assigned
+
+
+def build_shard(plan: ShardPlan) -> tuple[ShardRecord, dict[str, int]]:
+    """Build one shard as one segment and publish it; returns also rows left out by reason."""
+    folder = IndexFolder(plan.index)
+    index = _empty_index(plan, folder)
+    rejected: dict[str, int] = {}
+    kept = [_kept_rows(plan, number, rejected) for number in plan.parts]
+    vectors = np.concatenate([part for part, _ in kept])
+    rows = pa.concat_tables([table for _, table in kept], promote_options="permissive")
+    segment_id = uuid.uuid4().hex
+    with storage.staged_folder(folder.segment(segment_id)) as staged:
+        files = write_segment(staged, index, vectors, rows)
+    record = SegmentRecord(id=segment_id, rows=len(vectors), files=files)
+    return ShardRecord(segments=(record,)), rejected
+
+
+def _find_repeated(parts: Parts) -> dict[int, Rows]:
+    ids = {n: np.array([row_id(key) for key in parts.keys(n)], np.int64) for n in parts}
+    _, first = np.unique(np.concatenate(list(ids.values())), return_index=True)
+    is_first = np.zeros(sum(map(len, ids.values())), bool)
+    is_first[first] = True
+    found, start = {}, 0
+    for number, part in ids.items():
+        again = np.flatnonzero(~is_first[start : start + len(part)])
+        start += len(part)
+        if len(again):
+            found[number] = again
+    return found
+
+
+def _train_codec(parts: Parts, folder: IndexFolder, method: str) -> Codec | None:
+    """Train one quantizer on rows of all parts and publish it; None where none is needed."""
+    index = new_index(method, parts.dim, parts.rows)
+    if index.is_trained:
+        return None
+    sample = _sample(parts)
+    log.info("training %s on %d rows", method, len(sample))
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        told = str(error).splitlines()[-1][-200:]
+        raise ConfigError(
+            f"method '{method}': cannot be trained on {len(sample)} rows ({told})"
+        ) from None
+    scratch = folder.codec(f"{uuid.uuid4().hex}.faiss")
+    record = write_faiss(scratch, index)
+    name = f"{record.sha256[:16]}.faiss"
+    scratch.replace(folder.codec(name))
+    storage.sync_folder(scratch.parent)
+    return Codec(name=name, file=record)
+
+
+def _sample(parts: Parts) -> NDArray[np.float32]:
+    share = min(1.0, TRAINING_ROWS / parts.rows)
+    chosen = (_spread(parts.vectors(number), share) for number in parts)
+    return np.concatenate(list(chosen)).astype(np.float32)
+
+
+def _spread(vectors: NDArray[np.float16], share: float) -> NDArray[np.float16]:
+    places = np.linspace(0, len(vectors) - 1, round(len(vectors) * share))
+    return vectors[places.astype(np.int64)]
+
+
+def _empty_index(plan: ShardPlan, folder: IndexFolder) -> Any:
+    if plan.codec is None:
+        return new_index(plan.method, plan.parts.dim, plan.total_rows)
+    path = folder.codec(plan.codec.name)
+    plan.codec.file.verify(path)
+    return read_faiss(path)
+
+
+def _kept_rows(
+    plan: ShardPlan, number: int, rejected: dict[str, int]
+) -> tuple[NDArray[np.float16], pa.Table]:
+    vectors = plan.parts.vectors(number)
+    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    keep = np.asarray(np.abs(norms - 1) <= NORM_TOLERANCE)  # False for NaN
+    _count(rejected, "not a unit vector", int((~keep).sum()))
+    repeated = plan.repeated.get(number, np.empty(0, np.int64))
+    _count(rejected, "repeated key", int(keep[repeated].sum()))
+    keep[repeated] = False
+    return vectors[keep], _with_ids(plan.parts.table(number)).filter(pa.array(keep))
+
+
+def _count(rejected: dict[str, int], reason: str, rows: int) -> None:
+    if rows:
+        rejected[reason] = rejected.get(reason, 0) + rows
+
+
+def _with_ids(table: pa.Table) -> pa.Table:
+    keys = table.column(KEY_COLUMN).to_pylist()
+    renamed = table.rename_columns([_column_name(name) for name in table.column_names])
+    return renamed.add_column(0, "id", pa.array([row_id(key) for key in keys], pa.int64()))
+
+
+def _column_name(name: str) -> str:
+    # `id` and `key` are ours; a column of the input with that name keeps its values beside them.
+    return {KEY_COLUMN: "key", "id": "input_id", "key": "input_key"}.get(name, name)

@@ -1,0 +1,209 @@
+"""The command line, derived from the configurations.
+
+Every field of a command's configuration is an option; what a command does stands in its own
+module, which is imported only when the command is used. Results go to stdout, progress and logs
+to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with rejects.
+"""
+
+import argparse
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic.fields import FieldInfo
+
+from clipray import __version__
+from clipray.config import Config, load_config
+from clipray.errors import ClipRayError, plain
+from clipray.report import Report
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A verb: where its configuration and its function are, and one line about it."""
+
+    module: str
+    config: str
+    function: str
+    help: str
+
+    def load(self) -> tuple[type[Config], Callable[[Config], Report]]:
+        """Import the module of the command."""
+        module = import_module(self.module)
+        return getattr(module, self.config), getattr(module, self.function)
+
+
+COMMANDS = {
+    "train": Command("clipray.train", "TrainConfig", "train", "images and captions → model"),
+    "embed": Command("clipray.embed", "EmbedConfig", "embed", "images and captions → embeddings"),
+    "index build": Command(
+        "clipray.index", "IndexBuildConfig", "build", "embeddings → searchable index"
+    ),
+    "search": Command("clipray.search", "SearchConfig", "search", "query an index in process"),
+    "serve": Command(
+        "clipray.serve.app", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
+    ),
+    "evaluate": Command(
+        "clipray.evaluate", "EvaluateConfig", "evaluate", "measure the recall of an index"
+    ),
+    "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
+}
+
+EPILOG = """\
+the whole way:
+  clipray embed --input PHOTOS --output EMB --model ViT-B-32 --pretrained laion2b_s34b_b79k
+  clipray index build --embeddings EMB --index IDX
+  clipray search --index IDX --text "a dog in the snow"
+  clipray serve --index IDX
+
+`clipray COMMAND --help` lists the options of a command.
+exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with rejects (listed)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _configure_logging()
+    name, rest = _split(given)
+    if name is None:
+        return _no_command(given)
+    try:
+        return _run(name, rest)
+    except ClipRayError as error:
+        _say(str(plain(error)))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    kind, function = command.load()
+    options = vars(_parser(name, command, kind).parse_args(arguments))
+    file, overrides = options.pop("config"), options.pop("override")
+    as_json = options.pop("json")
+    if options.pop("verbose"):
+        logging.getLogger("clipray").setLevel(logging.INFO)
+    report = function(load_config(kind, file, overrides, options))
+    sys.stdout.write((report.model_dump_json(indent=1) if as_json else report.summary()) + "\n")
+    return report.exit_code
+
+
+def _configure_logging() -> None:
+    # open_clip warns on the root logger about what we do on purpose, such as random weights.
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("clipray").setLevel(logging.WARNING)
+
+
+def _split(given: Sequence[str]) -> tuple[str | None, list[str]]:
+    for length in (2, 1):
+        name = " ".join(given[:length])
+        if name in COMMANDS:
+            return name, list(given[length:])
+    return None, list(given)
+
+
+def _no_command(given: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="clipray",
+        description="Find images by text, text by images and images by images, on Ray.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"clipray {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", prog="clipray")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help)
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
+    if given[0] == "index" and len(given) > 1 and not given[1].startswith("-"):
+        parser.error(f"'index {given[1]}' is no command; there is: index build")
+    parser.parse_args(given)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, exit code 2."""
+        _say(f"{message} (see {self.prog} --help)")
+        sys.exit(2)
+
+
+def _parser(name: str, command: Command, kind: type[Config]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"clipray {name}",
+        description=f"{command.help}. {kind.__doc__ or ''}",
+        argument_default=argparse.SUPPRESS,
+        epilog="sections of the configuration are set with -o: -o section.key=value",
+    )
+    parser.add_argument("-c", "--config", type=Path, default=None, metavar="FILE", help="YAML file")
+    parser.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="set one key, may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", default=False, help="result as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
+    for field_name, field in kind.model_fields.items():
+        _add_option(parser, field_name, field)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    flags = [f"--{name.replace('_', '-')}"] + ([f"-{name}"] if len(name) == 1 else [])
+    help_text = _help(field)
+    inner = _inner_type(field.annotation)
+    if isinstance(inner, type) and issubclass(inner, Config):
+        keys = ", ".join(f"{name}.{key}" for key in inner.model_fields)
+        parser.epilog = f"{parser.epilog}; {keys}"
+    elif inner is bool:
+        parser.add_argument(
+            *flags, action=argparse.BooleanOptionalAction, dest=name, help=help_text
+        )
+    elif typing.get_origin(inner) is tuple:
+        parser.add_argument(*flags, action="append", dest=name, metavar="VALUE", help=help_text)
+    elif typing.get_origin(inner) is typing.Literal:
+        parser.add_argument(*flags, dest=name, choices=typing.get_args(inner), help=help_text)
+    else:
+        parser.add_argument(*flags, dest=name, metavar=_metavar(inner), help=help_text)
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required():
+        return f"{text} (required)"
+    shown = field.get_default(call_default_factory=True)
+    return text if shown is None or shown == () else f"{text} (default: {shown})"
+
+
+def _inner_type(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+        return inner[0]
+    return annotation
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"clipray: {message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

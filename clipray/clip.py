@@ -1,0 +1,198 @@
+"""An open_clip model with its tokenizer, preprocessing and identity, and the folder it lives in.
+
+Models come from an open_clip name with a pretrained tag or weights file, or from a model folder;
+a folder written here is what vanilla open_clip opens as `local-dir:FOLDER`. How a model is run is
+not known here.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import get_model_config
+from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
+from PIL.Image import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize
+
+from clipray.errors import InputError, ModelError
+from clipray.manifest import (
+    ModelFolder,
+    ModelIdentity,
+    ModelManifest,
+    ModelSource,
+    digest,
+    write_json,
+)
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A model ready to run or to train.
+
+    Attributes:
+        module: open_clip's module, fp32, in evaluation mode.
+        tokenize: texts → (n, context length) int64.
+        architecture: open_clip's `model_cfg`.
+        preprocess: open_clip's `preprocess_cfg`.
+        source: where it was loaded from.
+    """
+
+    module: nn.Module
+    tokenize: Tokenizer
+    architecture: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    source: ModelSource
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.architecture["embed_dim"])
+
+    def identity(self) -> ModelIdentity:
+        """Checksums of what decides the vectors; reads all weights."""
+        return ModelIdentity(
+            name=_display_name(self.source),
+            dim=self.dim,
+            weights=_digest_weights(self.module),
+            preprocess=digest(self.preprocess),
+            tokenizer=digest(_describe_tokenizer(self.tokenize)),
+        )
+
+    def geometry(self) -> Callable[[Image], Image]:
+        """Resize and crop as the model wants it, without the step to floats."""
+        full = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
+        steps = [t for t in full.transforms if not isinstance(t, MaybeToTensor | Normalize)]
+        crop: Callable[[Image], Image] = Compose(steps)
+        return crop
+
+
+def load(source: ModelSource) -> ClipModel:
+    """Load a model with its weights.
+
+    Raises:
+        ModelError: unknown name or tag, missing or unusable weights.
+    """
+    folder = Path(source.name)
+    if ModelFolder(folder).config.is_file():
+        return _open(f"local-dir:{folder.resolve()}", source)
+    _check_name(source.name)
+    if not source.pretrained:
+        raise ModelError(
+            f"model '{source.name}' has no weights: add --pretrained TAG or FILE (tags: "
+            f"{_tags(source.name)}) or give a model folder"
+        )
+    return _open(source.name, source)
+
+
+def create(source: ModelSource, seed: int) -> ClipModel:
+    """Load a model, or make one with random weights where `source` has none.
+
+    Args:
+        source: as for `load`; besides, the name may be a JSON file with open_clip's `model_cfg`,
+            and without `pretrained` the weights are drawn at random.
+        seed: of the random weights.
+    """
+    if source.pretrained or ModelFolder(Path(source.name)).weights.is_file():
+        return load(source)
+    torch.manual_seed(seed)
+    if not source.name.endswith(".json"):
+        _check_name(source.name)
+        return _open(source.name, source)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = {"model_cfg": _read_architecture(Path(source.name)), "preprocess_cfg": {}}
+        ModelFolder(Path(scratch)).config.write_text(json.dumps(config), encoding="utf-8")
+        return _open(f"local-dir:{scratch}", source)
+
+
+def save(model: ClipModel, folder: Path, metrics: Mapping[str, float]) -> ModelIdentity:
+    """Write a model folder; `folder` exists and is empty.
+
+    Returns:
+        the identity of what was written.
+    """
+    files = ModelFolder(folder)
+    config = {"model_cfg": model.architecture, "preprocess_cfg": model.preprocess}
+    files.config.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    weights = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    save_file(weights, files.weights)
+    if hasattr(model.tokenize, "save_pretrained"):
+        model.tokenize.save_pretrained(str(folder))
+    identity = model.identity()
+    write_json(files.manifest, ModelManifest(identity=identity, metrics=dict(metrics)))
+    return identity
+
+
+def _open(name: str, source: ModelSource) -> ClipModel:
+    try:
+        module = open_clip.create_model(name, pretrained=source.pretrained, weights_only=True)
+        tokenize = open_clip.get_tokenizer(name)
+        architecture = get_model_config(name)
+    except Exception as error:  # open_clip raises whatever its many loaders raise
+        told = " ".join(str(error).split())[:300]
+        raise ModelError(f"model {_display_name(source)}: cannot be loaded ({told})") from error
+    preprocess = json.loads(json.dumps(module.visual.preprocess_cfg))
+    return ClipModel(module.eval(), tokenize, architecture, preprocess, source)
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("hf-hub:"):
+        return
+    known = open_clip.list_models()
+    if name.replace("/", "-") in known:
+        return
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ModelError(
+        f"model '{name}': neither an open_clip model name nor a model folder (a folder with "
+        f"open_clip_config.json){hint}"
+    )
+
+
+def _tags(name: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return ", ".join(tags[:6]) + (", …" if len(tags) > 6 else "") if tags else "none known"
+
+
+def _read_architecture(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON ({error})") from None
+    wanted = {"embed_dim", "vision_cfg", "text_cfg"}
+    if not isinstance(tree, dict) or not wanted <= tree.keys():
+        raise InputError(f"{file}: expected open_clip's model_cfg with {sorted(wanted)}")
+    return tree
+
+
+def _display_name(source: ModelSource) -> str:
+    name = Path(source.name).name if Path(source.name).exists() else source.name
+    return f"{name}/{source.pretrained}" if source.pretrained else name
+
+
+def _digest_weights(module: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _describe_tokenizer(tokenize: Tokenizer) -> dict[str, Any]:
+    names = ("context_length", "vocab_size", "clean_fn", "reduction_fn", "strip_sep_token")
+    described = {name: _plain(getattr(tokenize, name, None)) for name in names}
+    return {"kind": type(tokenize).__name__} | described
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "__name__", value)

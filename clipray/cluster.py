@@ -1,0 +1,121 @@
+"""The one place that starts and stops Ray.
+
+With `RAY_ADDRESS` set, or inside a Ray job, the running cluster is used and left as it is.
+Otherwise a local one is started for the duration of a command, on loopback.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
+from types import FrameType
+
+import ray
+
+OBJECT_STORE_BYTES = 256 << 20  # only paths and vectors travel, never pixels
+
+Handler = Callable[[int, FrameType | None], object]
+
+_QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a checkpoint or an end is noticed
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what later versions do by default
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the commands draw their own
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ side finds remarkable goes to its log files
+}
+
+
+@contextmanager
+def session(cpus: int = 2) -> Iterator[None]:
+    """Have Ray at hand inside the block.
+
+    Args:
+        cpus: logical CPUs that a local cluster has at least.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    _start(cpus)
+    try:
+        with _interrupt_on_terminate():  # after the start, in which Ray sets a handler of its own
+            yield
+    finally:
+        ray.shutdown()
+
+
+def is_remote() -> bool:
+    """Whether commands use a running cluster, which outlives them."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def _start(cpus: int) -> None:
+    if is_remote():
+        ray.init(logging_level=logging.ERROR)
+        return
+    with _interrupt_deferred(), _stderr_on_failure():
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def _stderr_on_failure() -> Iterator[None]:
+    """Hold back what Ray's C++ side says about its own settings; show it when the start fails."""
+    sys.stderr.flush()
+    held = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(held, said.read())
+            raise
+        finally:
+            os.dup2(held, 2)
+            os.close(held)
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until Ray stands: half of it cannot be stopped in order."""
+    asked = Event()
+    with _handler(signal.SIGINT, lambda number, frame: asked.set()):
+        yield
+    if asked.is_set():
+        ray.shutdown()
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _interrupt_on_terminate() -> Iterator[None]:
+    """Let a plain `kill` end a command as Ctrl-C does, so that Ray is stopped as well."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handler(signal.SIGTERM, interrupt):
+        yield
+
+
+@contextmanager
+def _handler(number: signal.Signals, handle: Handler) -> Iterator[None]:
+    if current_thread() is not main_thread():  # only there can a handler be set
+        yield
+        return
+    previous = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)

@@ -1,0 +1,126 @@
+"""The one kind of configuration: frozen models that refuse unknown keys.
+
+A command's configuration comes from three places, later ones win: a YAML file, `section.key=value`
+overrides, command-line options. This module does not know which commands exist.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from clipray.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1 << 20
+
+Tree = dict[str, Any]
+
+
+class Config(BaseModel):
+    """Base of every configuration and of every JSON file that we write."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(
+    kind: type[ConfigT],
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Read a configuration.
+
+    Args:
+        kind: the model to fill.
+        file: a YAML file with a mapping at its top.
+        overrides: `section.key=value`, the value in YAML.
+        options: top-level keys that win over both.
+
+    Raises:
+        ConfigError: naming the file or option, the key, what was found and what was expected.
+    """
+    tree = read_yaml(file) if file else {}
+    for override in overrides:
+        _set(tree, *_parse_override(override))
+    tree.update(options or {})
+    return parse(kind, tree, where=str(file) if file else "options")
+
+
+def parse(kind: type[ConfigT], tree: Mapping[str, Any], where: str) -> ConfigT:
+    """Validate `tree` into `kind`; `where` opens the error message."""
+    try:
+        return kind.model_validate(dict(tree))
+    except ValidationError as error:
+        known = set(_keys(kind))
+        told = "; ".join(_tell(detail, known) for detail in error.errors())
+        raise ConfigError(f"{where}: {told}") from None
+
+
+def read_yaml(file: Path) -> Tree:
+    """Read a YAML mapping of at most 1 MiB."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); -c takes a YAML file") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes, no configuration file")
+    tree = _yaml_value(text, str(file))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected a mapping (key: value), found {type(tree).__name__}")
+    return tree
+
+
+def to_yaml(config: BaseModel) -> str:
+    """Write a configuration as YAML that `load_config` reads back."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    path, sign, text = override.partition("=")
+    if not sign or not path.strip():
+        raise ConfigError(f"-o {override}: expected section.key=value")
+    return path.strip().split("."), _yaml_value(text, f"-o {override}")
+
+
+def _yaml_value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{where}: not valid YAML ({problem})") from None
+
+
+def _set(tree: Tree, path: list[str], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"-o {'.'.join(path)}: {section} is a value, not a section")
+    tree[key] = value
+
+
+def _keys(kind: type[BaseModel]) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation)
+
+
+def _tell(detail: ErrorDetails, known: set[str]) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f", did you mean '{near[0]}'?" if near else ""
+        return f"unknown key '{path}'{hint}"
+    if detail["type"] == "missing":
+        return f"'{path}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{path}: {message} (found {detail['input']!r})" if path else message

@@ -1,0 +1,72 @@
+"""Everything that clipray raises on purpose.
+
+    ClipRayError                 something went wrong; the command ends with exit code 1
+    ├── UsageError               the user can mend it; exit code 2
+    │   ├── ConfigError          a key, value or combination of options
+    │   ├── InputError           a folder or file that is missing, empty or not what it should be
+    │   │   └── ImageError       bytes that are no picture we can use
+    │   ├── OutputError          a folder that already holds something else
+    │   ├── ModelError           a model that is unknown, has no weights or does not fit
+    │   ├── MismatchError        two folders that do not belong together
+    │   └── QueryError           a search request that cannot be answered
+    ├── DamagedError             a file of ours that is cut, changed or missing
+    └── UnavailableError         too little of a service answers; the same request may succeed later
+
+A message says what was found, what was expected and what to do.
+"""
+
+from typing import ClassVar
+
+
+class ClipRayError(Exception):
+    """Base of all errors; `exit_code` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ClipRayError):
+    """Something the user asked for cannot be done as asked."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(UsageError):
+    """An option, a configuration key or its value is wrong."""
+
+
+class InputError(UsageError):
+    """An input is missing, empty or of another kind than expected."""
+
+
+class ImageError(InputError):
+    """Bytes that cannot be decoded to a picture within the limits."""
+
+
+class OutputError(UsageError):
+    """The output folder already holds something that we must not overwrite."""
+
+
+class ModelError(UsageError):
+    """A model is unknown, has no weights or cannot be loaded."""
+
+
+class MismatchError(UsageError):
+    """Two artefacts do not belong together, such as an index and a model."""
+
+
+class QueryError(UsageError):
+    """A search request is malformed or asks for something that does not exist."""
+
+
+class DamagedError(ClipRayError):
+    """A file that clipray wrote is truncated, changed or missing."""
+
+
+class UnavailableError(ClipRayError):
+    """Too few shards of a service answer; the same request may succeed later."""
+
+
+def plain(error: BaseException) -> BaseException:
+    """The error itself, where Ray has wrapped it together with a remote traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error

@@ -1,0 +1,95 @@
+"""Bytes to pixels, the same way when embedding, training and serving.
+
+The rules: formats by content from an allow-list, bounded sizes, EXIF orientation applied,
+transparency on white, 16 bits scaled to 8, first frame. Resizing for a model is not done here.
+"""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clipray.errors import ImageError
+
+MAX_BYTES = 20 << 20
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads MPO as a JPEG
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+# What Pillow's decoders raise on hostile bytes; any other exception is a bug to be seen.
+_DECODE_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, ZeroDivisionError, RuntimeError, AttributeError, NotImplementedError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode to an upright RGB picture.
+
+    Raises:
+        ImageError: empty, too large, of no allowed format, or damaged; the words before the
+            colon are the same for all images rejected for that reason.
+    """
+    if not data:
+        raise ImageError("empty: 0 bytes")
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"too large: {len(data)} bytes, at most {MAX_BYTES} are read")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            _check_size(opened)
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except ImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"not a readable image: {type(error).__name__}") from None
+
+
+def media_type(data: bytes) -> str:
+    """Media type of an image file of an allowed format, by content.
+
+    Raises:
+        ImageError: when it is none.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            return Image.MIME[opened.format or ""].replace("mpo", "jpeg")
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"not a readable image: {type(error).__name__}") from None
+
+
+def thumbnail(data: bytes, size: int) -> bytes:
+    """The picture as a JPEG of at most `size` pixels a side."""
+    small = decode(data)
+    small.thumbnail((size, size))
+    written = BytesIO()
+    small.save(written, "JPEG", quality=90)
+    return written.getvalue()
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"too many pixels: {width} x {height}, at most {MAX_PIXELS} are decoded")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _scale_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("floating point: the range of its values is not known")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        return _on_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)  # (height, width)
+    grey = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    canvas = Image.new("RGB", image.size, (255, 255, 255))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas

@@ -1,0 +1,148 @@
+"""Search in process: a query's terms are encoded, combined and looked up in one index.
+
+The service answers the same queries through replicas; both build the query vector with
+`query_vector`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from clipray.config import Config
+from clipray.encoder import Encoder, Precision, open_encoder
+from clipray.errors import InputError, QueryError
+from clipray.images import MAX_BYTES
+from clipray.index import Index
+from clipray.manifest import ModelSource
+from clipray.matches import Matches
+from clipray.query import Query, Term, combine
+from clipray.report import Report
+
+log = logging.getLogger(__name__)
+
+Vector = NDArray[np.float32]
+
+
+class SearchConfig(Config):
+    """Search an index in this process, without a server."""
+
+    index: Path = Field(description="index folder")
+    text: str | None = Field(None, description="words to look for")
+    image: Path | None = Field(None, description="image file to look for")
+    key: str | None = Field(None, description="key of a row of the index to look for")
+    k: int = Field(10, ge=1, description="at most this many matches")
+    threshold: float | None = Field(None, description="keep matches with at least this cosine")
+    columns: tuple[str, ...] = Field(("caption",), description="metadata to show")
+    model: str | None = Field(
+        None, description="model name or folder; by default where the index says it is"
+    )
+    pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
+    device: str = Field("auto", description="auto, cpu, cuda")
+    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SearchConfig":
+        if sum(term is not None for term in (self.text, self.image, self.key)) != 1:
+            raise ValueError("give exactly one of --text, --image, --key")
+        return self
+
+
+class SearchReport(Report):
+    """The matches, best first."""
+
+    version: int
+    matches: tuple[dict[str, Any], ...]
+
+    def summary(self) -> str:
+        """A table: score, key, metadata."""
+        if not self.matches:
+            return "no match"
+        width = max(len(row["key"]) for row in self.matches)
+        return "\n".join(_line(row, width) for row in self.matches)
+
+
+def search(config: SearchConfig) -> SearchReport:
+    """Open the index and, where the query needs it, the model, and search once.
+
+    Raises:
+        InputError: no such index or image file.
+        MismatchError: the model is not the one the index was built with.
+        QueryError: an unknown key or column.
+    """
+    index = Index.open(config.index)
+    image = _read_image(config.image) if config.image else None
+    query = Query(
+        text=config.text,
+        image=image,
+        key=config.key,
+        k=config.k,
+        threshold=config.threshold,
+        columns=config.columns,
+    )
+    encoder = None if config.key else open_for(index, config)
+    matches = find(index, encoder, query)
+    rows = tuple(match.to_json() for match in matches)
+    return SearchReport(version=index.manifest.version, matches=rows)
+
+
+def open_for(index: Index, config: SearchConfig) -> Encoder:
+    """Open the model that belongs to an index."""
+    source = index.manifest.source
+    if config.model:
+        source = ModelSource(name=config.model, pretrained=config.pretrained)
+    encoder = open_encoder(source, config.device, config.precision)
+    index.manifest.model.require(encoder.identity, f"{config.index}: the model")
+    return encoder
+
+
+def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
+    """Answer one query from one index."""
+    vector = query_vector(query.terms, encoder, index.find)
+    (matches,) = index.search(vector[None], query.k, query.threshold, query.columns)
+    return matches
+
+
+def query_vector(
+    terms: Sequence[Term], encoder: Encoder | None, find_key: Callable[[str], Vector]
+) -> Vector:
+    """Encode the terms and combine them to one (dim,) float32 unit vector.
+
+    Raises:
+        QueryError: an unknown key, or terms that cancel out.
+        ImageError: an image that cannot be decoded.
+    """
+    vectors = [_term_vector(term, encoder, find_key) for term in terms]
+    return combine(vectors, [term.weight for term in terms])
+
+
+def _term_vector(term: Term, encoder: Encoder | None, find_key: Callable[[str], Vector]) -> Vector:
+    if term.key is not None:
+        return find_key(term.key)
+    if term.embedding is not None:
+        return np.array(term.embedding, dtype=np.float32)
+    if encoder is None:
+        raise QueryError("texts and images need a model, and none is open")
+    vector: Vector
+    if term.text is not None:
+        (vector,) = encoder.encode_texts([term.text])
+    else:
+        (vector,) = encoder.encode_images([encoder.pixels(term.image or b"")])
+    return vector
+
+
+def _line(row: dict[str, Any], width: int) -> str:
+    shown = [row[name] for name in row if name not in ("id", "key", "score")]
+    told = "  ".join(str(value) for value in shown if value is not None)
+    return f"{row['score']:.4f}  {row['key']:<{width}}  {told}".rstrip()
+
+
+def _read_image(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"{path}: no such image file")
+    with path.open("rb") as stream:
+        return stream.read(MAX_BYTES + 1)

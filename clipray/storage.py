@@ -1,0 +1,168 @@
+"""The file-system seam: every durable write of clipray goes through these few functions.
+
+A file becomes visible only whole: it is written under a temporary name, flushed to the disk and
+then published. This module does not know what the files mean.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from typing_extensions import Buffer
+
+CHUNK = 1 << 20
+STAGING_SUFFIX = ".tmp"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write `data` durably and replace what stood at `path`."""
+    staged = staging_path(path)
+    try:
+        _write(staged, data)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write `data` durably unless `path` exists; says whether it was this call that created it."""
+    staged = staging_path(path)
+    try:
+        _write(staged, data)
+        os.link(staged, path)
+    except FileExistsError:
+        return False
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+class Sink:
+    """A binary file that hashes what is written to it.
+
+    Hashing while writing makes the checksum one of the intended bytes, not of what happened to
+    reach the disk.
+    """
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Buffer) -> int:
+        """Append bytes; returns how many."""
+        view = memoryview(data).cast("B")
+        self._stream.write(view)
+        self._digest.update(view)
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Left to `stream_file`, which flushes once."""
+
+    def close(self) -> None:
+        """Left to `stream_file`; writers of other packages close what they were given."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of all that was written, in hex."""
+        return self._digest.hexdigest()
+
+
+def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
+    """Write durably what `fill` writes to its sink; returns (bytes, sha256 in hex)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = staging_path(path)
+    try:
+        with staged.open("wb") as stream:
+            sink = Sink(stream)
+            fill(sink)
+            _flush(stream.fileno(), stream.flush)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return sink.size, sink.sha256
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that becomes `path` when the block ends well.
+
+    Raises:
+        FileExistsError: when `path` exists and is not an empty folder.
+    """
+    if occupied(path):
+        raise FileExistsError(f"{path} exists")
+    staged = staging_path(path)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        sync_tree(staged)
+        staged.replace(path)  # an empty folder at `path` is replaced, a full one refuses
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def occupied(path: Path) -> bool:
+    """Whether `path` is a file, or a folder with something in it."""
+    if path.is_dir():
+        return any(not is_staging(entry) for entry in path.iterdir())
+    return path.exists()
+
+
+def staging_path(path: Path) -> Path:
+    """A hidden name beside `path` that no reader takes for a finished file."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{STAGING_SUFFIX}")
+
+
+def is_staging(path: Path) -> bool:
+    """Whether `path` is the rest of a write that was cut off."""
+    return path.name.startswith(".") and path.name.endswith(STAGING_SUFFIX)
+
+
+def sha256_file(path: Path) -> str:
+    """Checksum of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder`, and itself, to the disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in `folder`, so that a publish outlives a power cut."""
+    _sync(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        _flush(stream.fileno(), stream.flush)
+
+
+def _flush(descriptor: int, flush: Callable[[], None]) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
