@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 
@@ -94,6 +95,14 @@ class AsyncClient:
         reply = await self._request("POST", "/embed", term)
         return [float(value) for value in reply["embedding"]]
 
+    async def picture(self, index: str, row_id: int, size: int | None = None) -> bytes:
+        """The picture of a match; with `size`, a JPEG of at most that many pixels a side."""
+        limit = f"?size={size}" if size else ""
+        data: bytes = await self._request(
+            "GET", f"/images/{quote(index, '')}/{row_id}{limit}", None
+        )
+        return data
+
     async def indices(self) -> dict[str, Any]:
         """What is served: names, modalities, versions, sizes and columns."""
         return dict(await self._request("GET", "/indices", None))
@@ -102,7 +111,8 @@ class AsyncClient:
         self._session = self._session or aiohttp.ClientSession(timeout=self._timeout)
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                reply = await response.json(content_type=None)
+                is_picture = response.content_type.startswith("image/")
+                reply = await (response.read() if is_picture else response.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             told = str(error) or type(error).__name__
             raise ClipRayError(
@@ -148,6 +158,10 @@ class Client:
     def embed(self, text: str | None = None, image: bytes | Path | None = None) -> list[float]:
         """As `AsyncClient.embed`."""
         return self._wait(self._client.embed(text, image))
+
+    def picture(self, index: str, row_id: int, size: int | None = None) -> bytes:
+        """As `AsyncClient.picture`."""
+        return self._wait(self._client.picture(index, row_id, size))
 
     def indices(self) -> dict[str, Any]:
         """As `AsyncClient.indices`."""

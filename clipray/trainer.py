@@ -33,6 +33,9 @@ class Recipe(Config):
     loader: LoaderConfig = LoaderConfig()
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
+    augment_until: float = Field(
+        1.0, ge=0, le=1, description="share of all steps that augment; the last ones see the data"
+    )
 
 
 class Trainer:
@@ -95,8 +98,12 @@ class Trainer:
         return {"step": self._done, "loss": loss.item(), "lr": rate, "logit_scale": scale}
 
     def _loss(self, batch: Batch) -> Tensor:
-        images = augment(batch.images, batch.seeds, self._recipe.augment).to(self._device)
-        pixels = self._normalise(images).contiguous(memory_format=torch.channels_last)
+        images = batch.images
+        if self._done < self._recipe.augment_until * self._steps:
+            images = augment(images, batch.seeds, self._recipe.augment)
+        pixels = self._normalise(images.to(self._device)).contiguous(
+            memory_format=torch.channels_last
+        )
         bf16 = self._recipe.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             out = self._module(pixels, batch.tokens.to(self._device))

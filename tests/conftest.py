@@ -1,0 +1,113 @@
+"""What the tests share: drawings, a tiny CLIP, embeddings, indices and one Ray, made once."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipray import clip, cluster
+from clipray.dataset import find_shards
+from clipray.encoder import Encoder, open_encoder
+from clipray.index import IndexBuildConfig, build
+from clipray.manifest import EmbeddingsFolder, EmbeddingsManifest, ModelSource, write_json
+from clipray.part import PartPlan, PartSettings, embed_shard
+from tests.drawing import write_folder, write_shards
+
+ARCHITECTURE = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+    "text_cfg": {
+        "context_length": 12,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what is made once."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def photos(workspace: Path) -> Path:
+    """40 drawings as a plain folder with captions."""
+    return write_folder(workspace / "photos")
+
+
+@pytest.fixture(scope="session")
+def shards(workspace: Path) -> Path:
+    """The same drawings as three img2dataset shards."""
+    return write_shards(workspace / "shards")
+
+
+@pytest.fixture(scope="session")
+def architecture(workspace: Path) -> Path:
+    """open_clip's model_cfg of a tiny CLIP."""
+    path = workspace / "tiny.json"
+    path.write_text(json.dumps(ARCHITECTURE), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(workspace: Path, architecture: Path) -> Path:
+    """A model folder with random weights."""
+    folder = workspace / "model"
+    folder.mkdir()
+    clip.save(clip.create(ModelSource(name=str(architecture)), seed=0), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(model: Path) -> Encoder:
+    """The tiny CLIP, open."""
+    return open_encoder(ModelSource(name=str(model)), "cpu", "fp32")
+
+
+@pytest.fixture(scope="session")
+def embeddings(workspace: Path, shards: Path, model: Path, encoder: Encoder) -> Path:
+    """Images and texts of the shards, embedded without Ray."""
+    folder = EmbeddingsFolder(workspace / "embeddings")
+    found = find_shards([str(shards)]).shards
+    manifest = EmbeddingsManifest(
+        model=encoder.identity,
+        source=ModelSource(name=str(model)),
+        modality="both",
+        shards=tuple(shard.name for shard in found),
+    )
+    write_json(folder.manifest, manifest)
+    for number, shard in enumerate(found):
+        settings = PartSettings(("image", "text"), batch_size=8)
+        embed_shard(PartPlan(number, shard), settings, folder, encoder)
+    return folder.root
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests that need one."""
+    with cluster.session(cpus=4):
+        yield
+
+
+@pytest.fixture(scope="session")
+def flat_index(workspace: Path, embeddings: Path, ray_session: None) -> Path:
+    """Images, Flat, two shards."""
+    folder = workspace / "flat"
+    build(IndexBuildConfig(embeddings=embeddings, index=folder, method="Flat", shards=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_index(workspace: Path, embeddings: Path, ray_session: None) -> Path:
+    """Captions, Flat, two shards."""
+    folder = workspace / "texts"
+    build(
+        IndexBuildConfig(
+            embeddings=embeddings, index=folder, method="Flat", shards=2, modality="text"
+        )
+    )
+    return folder

@@ -1,0 +1,117 @@
+"""The embedding job on a real Ray: resume, extension, refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from clipray.embed import EmbedConfig, embed
+from clipray.errors import InputError, MismatchError, ModelError, OutputError
+from clipray.manifest import EmbeddingsFolder
+from tests.drawing import write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture
+def config(shards, model, tmp_path):
+    return EmbedConfig(
+        input=(str(shards),), output=tmp_path / "emb", model=str(model), modality="both"
+    )
+
+
+def test_the_job_equals_embedding_without_ray(config, embeddings):
+    report = embed(config)
+    assert (report.rows, report.rejected, report.exit_code) == (40, {}, 0)
+    made, plain = EmbeddingsFolder(config.output), EmbeddingsFolder(embeddings)
+    for part in range(3):
+        for modality in ("image", "text"):
+            found = np.load(made.vectors(part, modality)).astype(np.float32)
+            wanted = np.load(plain.vectors(part, modality)).astype(np.float32)
+            assert (found * wanted).sum(axis=1).min() > 0.999
+        keys = [pq.read_table(f.metadata(part))["image_path"].to_pylist() for f in (made, plain)]
+        assert keys[0] == keys[1]
+
+
+def test_a_rerun_embeds_only_what_is_missing(config):
+    embed(config)
+    folder = EmbeddingsFolder(config.output)
+    untouched = folder.vectors(0, "image").stat().st_mtime_ns
+    folder.done(1).unlink()
+    report = embed(config)
+    assert (report.rows, report.embedded) == (40, 16)
+    assert folder.vectors(0, "image").stat().st_mtime_ns == untouched
+
+
+def test_added_shards_become_added_parts(config, shards, tmp_path):
+    grown = tmp_path / "shards"
+    shutil.copytree(shards, grown)
+    grown_config = config.model_copy(update={"input": (str(grown),)})
+    embed(grown_config)
+    write_shards(tmp_path / "more", count=5, per_shard=5)
+    shutil.copy(tmp_path / "more/00000.tar", grown / "000000.tar")  # sorts before the others
+    shutil.copy(tmp_path / "more/00000_stats.json", grown / "000000_stats.json")
+    report = embed(grown_config)
+    assert (report.rows, report.embedded) == (45, 5)
+    manifest = EmbeddingsFolder(config.output).read()
+    assert manifest.shards[3] == "shards/000000.tar"
+
+
+def test_a_damaged_shard_is_left_out_and_the_others_finish(config, shards, tmp_path):
+    broken = tmp_path / "shards"
+    shutil.copytree(shards, broken)
+    data = (broken / "00001.tar").read_bytes()
+    (broken / "00001.tar").write_bytes(data[: len(data) // 2])
+    report = embed(config.model_copy(update={"input": (str(broken),)}))
+    assert report.rows == 24
+    assert report.exit_code == 3
+    assert list(report.skipped) == [str((broken / "00001.tar").resolve())]
+    assert not EmbeddingsFolder(config.output).done(1).exists()
+
+
+def test_another_model_or_modality_is_refused_naming_both(config, model, tmp_path):
+    embed(config)
+    with pytest.raises(MismatchError, match="modality both, not image"):
+        embed(config.model_copy(update={"modality": "image"}))
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    settings = json.loads((other / "open_clip_config.json").read_text())
+    settings["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    (other / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(MismatchError, match=r"other \(.+ written with model \("):
+        embed(config.model_copy(update={"model": str(other)}))
+
+
+def test_a_changed_input_is_refused(config, shards, tmp_path):
+    changed = tmp_path / "shards"
+    shutil.copytree(shards, changed)
+    changed_config = config.model_copy(update={"input": (str(changed),)})
+    embed(changed_config)
+    shutil.copy(changed / "00002.tar", changed / "00000.tar")
+    shutil.copy(changed / "00002_stats.json", changed / "00000_stats.json")
+    with pytest.raises(MismatchError, match="bytes when it was embedded"):
+        embed(changed_config)
+
+
+def test_a_folder_of_other_things_is_not_touched(config, photos):
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(OutputError, match="no embeddings folder"):
+        embed(config.model_copy(update={"output": photos}))
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_missing_and_empty_inputs_are_told_apart(config, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        embed(config.model_copy(update={"input": (str(tmp_path / "nowhere"),)}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image and no .tar"):
+        embed(config.model_copy(update={"input": (str(tmp_path / "empty"),)}))
+    assert not config.output.exists()
+
+
+def test_an_unknown_model_leaves_no_output(config):
+    with pytest.raises(ModelError, match="did you mean ViT-B-32"):
+        embed(config.model_copy(update={"model": "ViT-B-23"}))
+    assert not config.output.exists()
