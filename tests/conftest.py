@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from clipray import clip, cluster
 from clipray.dataset import find_shards
 from clipray.encoder import Encoder, open_encoder
 from clipray.index import IndexBuildConfig, build
+from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import EmbeddingsFolder, EmbeddingsManifest, ModelSource, write_json
+from clipray.optim import OptimConfig
 from clipray.part import PartPlan, PartSettings, embed_shard
+from clipray.trainer import Recipe, Trainer
 from tests.drawing import write_folder, write_shards
 
 ARCHITECTURE = {
@@ -54,11 +58,27 @@ def architecture(workspace: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(workspace: Path, architecture: Path) -> Path:
-    """A model folder with random weights."""
+def model(workspace: Path, architecture: Path, photos: Path) -> Path:
+    """A model folder, trained for seconds so that captions find their drawings."""
+    recipe = Recipe(
+        epochs=40,
+        precision="fp32",
+        loader=LoaderConfig(batch_size=20),
+        optim=OptimConfig(lr=3e-3, warmup=0.1),
+    )
+    entries = [
+        entry for shard in find_shards([str(photos)]).shards for entry in shard.list().entries
+    ]
+    made = clip.create(ModelSource(name=str(architecture)), seed=0)
+    plan = Plan(len(entries), recipe.loader.batch_size, recipe.seed)
+    trainer = Trainer(made, recipe, plan, torch.device("cpu"), lambda module: module)
+    loader = Loader(entries, recipe.loader, plan, pixels=trainer.pixels, tokenize=made.tokenize)
+    for epoch in range(recipe.epochs):
+        for _ in trainer.epoch(loader.epoch(epoch)):
+            pass
     folder = workspace / "model"
     folder.mkdir()
-    clip.save(clip.create(ModelSource(name=str(architecture)), seed=0), folder, {})
+    clip.save(made, folder, {"loss": trainer.loss()})
     return folder
 
 

@@ -106,7 +106,7 @@ def test_missing_and_empty_inputs_are_told_apart(config, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         embed(config.model_copy(update={"input": (str(tmp_path / "nowhere"),)}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no image and no .tar"):
+    with pytest.raises(InputError, match="no image and no"):
         embed(config.model_copy(update={"input": (str(tmp_path / "empty"),)}))
     assert not config.output.exists()
 

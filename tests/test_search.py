@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from clipray import clip
 from clipray.errors import ImageError, InputError, MismatchError
 from clipray.index import Index
+from clipray.manifest import ModelSource
 from clipray.query import Query
 from clipray.search import SearchConfig, find, search
 
@@ -50,9 +52,6 @@ def test_a_file_that_is_no_image_is_refused(flat_index, photos, tmp_path):
 
 
 def test_a_model_that_does_not_belong_is_refused(flat_index, architecture, tmp_path):
-    from clipray import clip
-    from clipray.manifest import ModelSource
-
     folder = tmp_path / "other"
     folder.mkdir()
     clip.save(clip.create(ModelSource(name=str(architecture)), seed=1), folder, {})
