@@ -25,6 +25,8 @@ from clipray.report import Report
 
 INTERRUPTED = 130
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -84,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+    except Exception as error:  # a bug, or a library's error that nobody translated
+        log.debug("unexpected error", exc_info=True)
+        told = (str(error).strip().splitlines() or [""])[-1]
+        _say(f"{type(error).__name__}: {told} (-v shows where)")
+        return ClipRayError.exit_code
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -93,7 +100,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     file, overrides = options.pop("config"), options.pop("override")
     as_json = options.pop("json")
     if options.pop("verbose"):
-        logging.getLogger("clipray").setLevel(logging.INFO)
+        logging.getLogger("clipray").setLevel(logging.DEBUG)
     report = function(load_config(kind, file, overrides, options))
     sys.stdout.write((report.model_dump_json(indent=1) if as_json else report.summary()) + "\n")
     return report.exit_code
@@ -191,6 +198,8 @@ def _help(field: FieldInfo) -> str:
 
 
 def _inner_type(annotation: Any) -> Any:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)[0]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         inner = [a for a in typing.get_args(annotation) if a is not type(None)]
         return inner[0]

@@ -7,6 +7,7 @@ overrides, command-line options. This module does not know which commands exist.
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import yaml
@@ -18,6 +19,9 @@ from clipray.errors import ConfigError
 MAX_CONFIG_BYTES = 1 << 20
 
 Tree = dict[str, Any]
+
+_BRIEF = Repr()  # bounded: a few lines of YAML aliases can stand for more text than memory holds
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 class Config(BaseModel):
@@ -93,7 +97,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
 def _yaml_value(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-99-99, 0x_
         problem = " ".join(str(error).split())
         raise ConfigError(f"{where}: not valid YAML ({problem})") from None
 
@@ -123,4 +127,4 @@ def _tell(detail: ErrorDetails, known: set[str]) -> str:
     if detail["type"] == "missing":
         return f"'{path}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (found {detail['input']!r})" if path else message
+    return f"{path}: {message} (found {_BRIEF.repr(detail['input'])})" if path else message

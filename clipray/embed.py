@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.data
+import ray.exceptions
 from pydantic import Field
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
@@ -18,8 +19,8 @@ from tqdm import tqdm
 from clipray import clip, cluster, storage
 from clipray.config import Config, to_yaml
 from clipray.dataset import Shard, find_shards
-from clipray.encoder import Encoder, Precision, open_encoder
-from clipray.errors import MismatchError, OutputError
+from clipray.encoder import Device, Encoder, Precision, open_encoder
+from clipray.errors import MismatchError, OutputError, from_remote
 from clipray.manifest import (
     EmbeddingsFolder,
     EmbeddingsManifest,
@@ -50,7 +51,7 @@ class EmbedConfig(Config):
     modality: Modalities = Field("image", description="what to embed")
     workers: int = Field(1, ge=1, description="encoder actors")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of one actor")
-    device: str = Field("auto", description="auto, cpu, cuda")
+    device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
     decode_threads: int = Field(2, ge=1, description="threads of one actor that decode images")
@@ -132,7 +133,7 @@ def _run(
     with cluster.session(cpus=workers):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends the job is raised
         items = ray.data.from_items(
             [{"plan": plan} for plan in todo], override_num_blocks=len(todo)
         )
@@ -144,7 +145,10 @@ def _run(
             num_cpus=1,
             num_gpus=config.gpus_per_worker,
         )
-        return list(_watch(reports.iter_rows(), todo))
+        try:
+            return list(_watch(reports.iter_rows(), todo))
+        except ray.exceptions.RayError as error:
+            raise from_remote(str(error), "embedding failed") from error
 
 
 def _watch(rows: Iterable[dict[str, Any]], todo: Sequence[PartPlan]) -> Iterator[PartReport]:

@@ -5,11 +5,12 @@ run, and with what, is decided in `open_encoder`.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -19,6 +20,7 @@ from clipray.manifest import ModelIdentity, ModelSource
 from clipray.query import MAX_TEXT_CHARACTERS
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
 
@@ -111,10 +113,7 @@ def clean_text(text: str) -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"device '{name}': unknown ({error})") from None
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device '{name}': torch sees no GPU here; use --device cpu")
     return device

@@ -15,6 +15,8 @@
 A message says what was found, what was expected and what to do.
 """
 
+import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -64,6 +66,27 @@ class DamagedError(ClipRayError):
 
 class UnavailableError(ClipRayError):
     """Too few shards of a service answer; the same request may succeed later."""
+
+
+def from_remote(told: str, what: str) -> ClipRayError:
+    """The error behind a remote traceback, which Ray often hands on as text only.
+
+    Args:
+        told: the text.
+        what: opens the message when the error is none of ours.
+    """
+    kinds = {kind.__name__: kind for kind in _leaves(ClipRayError)}
+    for name, message in reversed(re.findall(r"clipray\.errors\.(\w+): (.+)", told)):
+        if name in kinds:
+            return kinds[name](message)
+    lines = told.strip().splitlines() or ["no reason given"]
+    return ClipRayError(f"{what}: {lines[-1].strip()}")
+
+
+def _leaves(kind: type[ClipRayError]) -> Iterator[type[ClipRayError]]:
+    yield kind
+    for leaf in kind.__subclasses__():
+        yield from _leaves(leaf)
 
 
 def plain(error: BaseException) -> BaseException:

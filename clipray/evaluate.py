@@ -10,7 +10,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from clipray.config import Config
-from clipray.encoder import Encoder, Precision, open_encoder
+from clipray.encoder import Device, Encoder, Precision, open_encoder
 from clipray.errors import InputError
 from clipray.index import Index
 from clipray.matches import Matches
@@ -24,7 +24,7 @@ class EvaluateConfig(Config):
     """Measure how often a row's caption finds that row."""
 
     index: Path = Field(description="index folder with captions")
-    device: str = Field("auto", description="auto, cpu, cuda")
+    device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
 
 

@@ -249,7 +249,8 @@ class IndexFolder:
 
     def versions(self) -> list[int]:
         """Version numbers on disk, oldest first, readable or not."""
-        return sorted(int(path.stem) for path in self.manifests.glob("[0-9]*.json"))
+        stems = (path.stem for path in self.manifests.glob("*.json"))
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def commit(self, manifest: IndexManifest) -> None:
         """Publish a version; its segments must be on the disk.
@@ -321,7 +322,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise DamagedError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, no manifest")
         tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(tree, dict):
         raise DamagedError(f"{path}: expected a JSON object, found {type(tree).__name__}")

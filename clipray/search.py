@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from clipray.config import Config
-from clipray.encoder import Encoder, Precision, open_encoder
+from clipray.encoder import Device, Encoder, Precision, open_encoder
 from clipray.errors import InputError, QueryError
 from clipray.images import MAX_BYTES
 from clipray.index import Index
@@ -42,7 +42,7 @@ class SearchConfig(Config):
         None, description="model name or folder; by default where the index says it is"
     )
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
-    device: str = Field("auto", description="auto, cpu, cuda")
+    device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
 
     @model_validator(mode="after")

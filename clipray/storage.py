@@ -103,6 +103,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """
     if occupied(path):
         raise FileExistsError(f"{path} exists")
+    _clear(path)
     staged = staging_path(path)
     staged.mkdir(parents=True)
     try:
@@ -147,6 +148,12 @@ def sync_tree(folder: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Flush the names in `folder`, so that a publish outlives a power cut."""
     _sync(folder)
+
+
+def _clear(path: Path) -> None:
+    """Remove rests of writes that were cut off; they would keep a folder from being replaced."""
+    for rest in path.iterdir() if path.is_dir() else ():
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from clipray import clip, cluster, storage
 from clipray.config import to_yaml
 from clipray.dataset import Entry, find_shards
-from clipray.errors import ClipRayError, InputError, OutputError
+from clipray.errors import ClipRayError, InputError, OutputError, from_remote
 from clipray.loader import Loader, Plan, with_captions
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.metrics import MetricsWriter, followed, read_metrics, samples_per_s
@@ -182,7 +182,7 @@ def _fit(config: TrainConfig, entries: list[Entry], run: Path) -> ray.train.Resu
     except SystemExit:  # how Ray Train ends when it is interrupted
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
-        raise ClipRayError(f"training failed: {_last_line(error)}") from error
+        raise from_remote(str(error), "training failed") from error
 
 
 def _publish(config: TrainConfig, output: Path, run: Path, result: ray.train.Result) -> TrainReport:
@@ -211,7 +211,3 @@ def _run_folder(output: Path) -> Iterator[Path]:
         yield run
     finally:
         shutil.rmtree(run, ignore_errors=True)
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -18,8 +18,8 @@ from ray.serve.schema import LoggingConfig
 
 from clipray import cluster
 from clipray.config import Config
-from clipray.encoder import Precision
-from clipray.errors import ClipRayError, ConfigError, MismatchError, ModelError
+from clipray.encoder import Device, Precision
+from clipray.errors import ConfigError, from_remote
 from clipray.manifest import ModelSource
 from clipray.report import Report
 from clipray.serve.catalog import Catalog, ServedFolder
@@ -45,7 +45,7 @@ class ServeArgs(Config):
         None, description="model name or folder; by default where the indices say it is"
     )
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
-    device: str = Field("auto", description="auto, cpu, cuda")
+    device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     gpus: float = Field(0, ge=0, description="GPUs of one encoder replica")
     groups: int = Field(1, ge=1, description="processes that the shards are dealt out to")
@@ -144,13 +144,17 @@ def start(config: ServeConfig) -> str:
     args = ServeArgs(**{name: getattr(config, name) for name in ServeArgs.model_fields})
     application = build(args)
     serve.start(
-        http_options=HTTPOptions(host=config.host, port=config.port, location="HeadOnly"),
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=config.host, port=config.port),
         logging_config=quiet,
     )
     try:
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        raise _start_error(error) from None
+        deployed = serve.status().applications[APP_NAME].deployments.values()
+        told = "\n".join([str(error), *(deployment.message for deployment in deployed)])
+        serve.delete(APP_NAME)
+        raise from_remote(told, "the service did not start") from None
     return f"http://{config.host}:{config.port}"
 
 
@@ -171,12 +175,3 @@ def _require_free_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"port {port} on {host}: cannot listen there ({error})") from None
-
-
-def _start_error(error: RuntimeError) -> ClipRayError:
-    told = str(serve.status().applications[APP_NAME].message or error)
-    for kind in (MismatchError, ModelError):
-        found = re.search(rf"{kind.__name__}: (.+)", told)
-        if found:
-            return kind(found[1])
-    return ClipRayError(f"the service did not start: {told.strip().splitlines()[-1]}")

@@ -1,0 +1,151 @@
+"""The service on a real Ray: one answer, whichever way it is asked for."""
+
+import asyncio
+import socket
+from io import BytesIO
+
+import aiohttp
+import pytest
+from PIL import Image
+from ray import serve
+
+from clipray import clip
+from clipray.client import AsyncClient, Client
+from clipray.errors import ClipRayError, ConfigError, MismatchError, QueryError
+from clipray.index import Index
+from clipray.manifest import ModelSource
+from clipray.query import Query
+from clipray.search import SearchConfig, find, search
+from clipray.serve.app import APP_NAME, ServeConfig, start
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def url(flat_index, text_index):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    indices = (f"drawings={flat_index}", f"drawings={text_index}")
+    yield start(ServeConfig(index=indices, groups=2, port=port))
+    serve.delete(APP_NAME)
+
+
+@pytest.fixture
+def client(url):
+    with Client(url) as client:
+        yield client
+
+
+def test_http_index_and_command_give_the_same(client, flat_index, encoder):
+    for text in ("a small red ring", "a large yellow cross"):
+        served = client.search(text, k=10).matches
+        local = find(Index.open(flat_index), encoder, Query(text=text, k=10))
+        command = search(SearchConfig(index=flat_index, text=text, k=10)).matches
+        assert served.ids == local.ids == [int(row["id"]) for row in command]
+        scores = [match.score for match in local]
+        assert [match.score for match in served] == pytest.approx(scores, abs=1e-5)
+        assert [row["score"] for row in command] == scores
+
+
+def test_a_picture_finds_pictures_and_texts(client, photos):
+    picture = photos / "even/0002.png"
+    (first, *_) = client.search(image=picture, k=3).matches
+    assert first.columns["caption"] == "a small blue circle"
+    words = client.search(image=picture, k=3, modality="text")
+    assert "a small blue circle" in [match.columns["caption"] for match in words.matches]
+
+
+def test_terms_and_keys_work_over_both_modalities(client):
+    terms = [{"key": "shards/000000000"}, {"text": "a large ring", "weight": -0.2}]
+    assert len(client.search(query=terms, k=4).matches) == 4
+    (text,) = client.search(key="shards/000000000", k=1, modality="text").matches
+    assert text.columns["caption"].startswith("a small")
+
+
+def test_a_reply_says_what_it_was_computed_from(client):
+    found = client.search("a ring", k=1)
+    assert (found.coverage.shards_ok, found.coverage.shards_total) == (2, 2)
+    assert found.coverage.rows_searched == 40
+    assert not found.degraded
+    assert found.version == 1
+    assert found.took_ms["total"] > 0
+
+
+def test_many_queries_at_once_get_their_own_answers(url, client):
+    texts = [f"a {size} {colour} ring" for size in ("small", "large") for colour in ("red", "blue")]
+    alone = [client.search(text, k=3).matches.ids for text in texts]
+
+    async def together() -> list[list[int]]:
+        async with AsyncClient(url) as service:
+            replies = await asyncio.gather(*[service.search(t, k=3) for t in texts * 8])
+        return [reply.matches.ids for reply in replies]
+
+    assert asyncio.run(together()) == alone * 8
+    assert [
+        r.matches.ids for r in client.search_many([{"text": t, "k": 3} for t in texts])
+    ] == alone
+
+
+def test_pictures_come_whole_and_small(client, shards):
+    (match,) = client.search("a large green square", k=1).matches
+    whole = Image.open(BytesIO(client.picture("drawings", match.id)))
+    assert (whole.format, whole.size) == ("PNG", (48, 48))
+    small = Image.open(BytesIO(client.picture("drawings", match.id, size=16)))
+    assert (small.format, small.size) == ("JPEG", (16, 16))
+    with pytest.raises(QueryError, match="no row"):
+        client.picture("drawings", 1)
+
+
+def test_a_refusal_reaches_the_client_with_its_reason(client):
+    with pytest.raises(QueryError, match="k: "):
+        client.search("a", k=0)
+    with pytest.raises(QueryError, match="not a readable image"):
+        client.search(image=b"no image")
+    with pytest.raises(QueryError, match="no index other"):
+        client.search("a", index="other")
+    assert len(client.embed("a ring")) == 32
+    with Client("http://127.0.0.1:1") as nobody, pytest.raises(ClipRayError, match="no answer"):
+        nobody.indices()
+
+
+def test_a_handle_answers_inside_the_cluster(url, client):
+    handle = serve.get_app_handle(APP_NAME)
+    reply = handle.search.remote(Query(text="a ring", k=2)).result(timeout_s=30)
+    assert reply.matches.ids == client.search("a ring", k=2).matches.ids
+
+
+def test_only_loopback_is_listened_on(url):
+    async def status(host: str) -> int:
+        port = url.rsplit(":", 1)[1]
+        address = f"http://{host}:{port}/healthz"
+        async with aiohttp.ClientSession() as session, session.get(address) as response:
+            return response.status
+
+    assert asyncio.run(status("127.0.0.1")) == 200
+    own = socket.gethostbyname(socket.gethostname())
+    if not own.startswith("127."):
+        with pytest.raises(aiohttp.ClientConnectorError):
+            asyncio.run(status(own))
+
+
+def test_a_taken_port_is_said(flat_index):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}"):
+            start(ServeConfig(index=(str(flat_index),), port=port))
+
+
+def test_indices_that_do_not_belong_together_are_refused(flat_index, text_index):
+    with pytest.raises(ConfigError, match="two folders are"):
+        start(ServeConfig(index=(f"a={flat_index}", f"a={flat_index}"), port=18431))
+
+
+def test_another_model_is_refused_naming_both(url, flat_index, architecture, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    clip.save(clip.create(ModelSource(name=str(architecture)), seed=7), folder, {})
+    with pytest.raises(MismatchError, match=r"other \(.+ written with model \("):
+        start(ServeConfig(index=(str(flat_index),), model=str(folder), port=18432))

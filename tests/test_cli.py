@@ -1,0 +1,119 @@
+"""The command line: help, options, exit codes, one clear line for what is wrong."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from clipray.cli import COMMANDS, main
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr of a command in this process."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_lists_every_command_at_once():
+    began = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-m", "clipray.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(name in shown.stdout for name in COMMANDS)
+    assert time.monotonic() - began < 5  # torch and ray alone take longer to import
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_its_options(capsys, name):
+    code, out, _ = run(capsys, *name.split(), "--help")
+    assert code == 0
+    assert "(required)" in out or name == "demo"
+    assert "default: " in out
+
+
+def test_a_search_prints_a_table_or_json(capsys, flat_index):
+    code, out, err = run(capsys, "search", "--index", flat_index, "--text", "a ring", "-k", 2)
+    assert (code, len(out.splitlines()), err) == (0, 2, "")
+    code, out, _ = run(capsys, "search", "--index", flat_index, "--text", "a ring", "--json")
+    assert code == 0
+    assert len(json.loads(out)["matches"]) == 10
+
+
+def test_options_win_over_overrides_and_those_over_the_file(capsys, flat_index, tmp_path):
+    file = tmp_path / "search.yaml"
+    file.write_text(f"index: {flat_index}\nkey: shards/000000000\nk: 1\n")
+    command = ("search", "-c", file)
+    assert len(run(capsys, *command)[1].splitlines()) == 1
+    assert len(run(capsys, *command, "-o", "k=2")[1].splitlines()) == 2
+    assert len(run(capsys, *command, "-o", "k=2", "-k", "3")[1].splitlines()) == 3
+
+
+def test_evaluate_tells_recall(capsys, flat_index):
+    code, out, _ = run(capsys, "evaluate", "--index", flat_index, "--json")
+    metrics = json.loads(out)["metrics"]
+    assert code == 0
+    assert metrics["text_to_image_R@10"] >= metrics["text_to_image_R@1"] > 0.2
+
+
+def wrong_uses(flat_index, photos, model, tmp_path):
+    """Command and what its message names."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("epoch: 3\n")
+    no_yaml = tmp_path / "no.yaml"
+    no_yaml.write_text("a: [")
+    out = tmp_path / "out"
+    embed = ("embed", "--output", out, "--model", model)
+    train = ("train", "--input", photos, "--output", out, "--model", "RN50")
+    return [
+        ((*embed, "--input", tmp_path / "none"), "no such folder"),
+        ((*embed, "--input", empty), "no image and no .tar"),
+        ((*embed, "--input", photos / "even/0000.png"), "expected a folder"),
+        ((*embed, "--input", photos, "--input", photos), "two inputs are called"),
+        ((*embed, "--input", photos, "--batch-size", "0"), "batch_size"),
+        ((*embed, "--input", photos, "--device", "gpu"), "device: "),
+        (("embed", "--input", photos, "--output", out), "'model' is missing"),
+        (("embed", "--input", photos, "--output", out, "--model", "ViT-B-23"), "ViT-B-32"),
+        (("embed", "--input", photos, "--output", out, "--model", "ViT-B-32"), "no weights"),
+        (("embed", "--input", photos, "--output", photos, "--model", model), "holds something"),
+        (("train", "--input", photos, "--output", photos, "--model", "RN50"), "exists already"),
+        ((*train, "-c", typo), "did you mean 'epochs'"),
+        ((*train, "-c", no_yaml), "not valid YAML"),
+        ((*train, "-c", tmp_path / "none.yaml"), "cannot be read"),
+        ((*train, "-o", "optim.lrr=1"), "unknown key 'optim.lrr'"),
+        ((*train, "-o", "optim.lr=fast"), "optim.lr"),
+        ((*train, "-o", "optim"), "expected section.key=value"),
+        (("search", "--index", tmp_path, "--text", "a"), "no index folder"),
+        (("search", "--index", flat_index), "exactly one of"),
+        (("search", "--index", flat_index, "--image", typo), "not a readable image"),
+        (("search", "--index", flat_index, "--key", "nobody"), "no row"),
+        (("search", "--index", flat_index, "--txt", "a"), "unrecognized arguments"),
+        (("index", "build", "--embeddings", photos, "--index", out), "no embeddings folder"),
+        (("index", "built"), "'index built' is no command"),
+        (("indexx",), "invalid choice"),
+        ((), "usage"),
+        (("serve", "--index", tmp_path / "none"), "no index folder"),
+        (("demo", "--output", photos), "holds other things"),
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_wrong_use_is_one_line_and_exit_code_2(capsys, flat_index, photos, model, tmp_path):
+    before = sorted(photos.rglob("*"))
+    for command, told in wrong_uses(flat_index, photos, model, tmp_path):
+        code, out, err = run(capsys, *command)
+        assert code == 2, (command, err)
+        assert out == ""
+        assert told in err, (command, err)
+        assert "Traceback" not in err
+        if command:
+            assert len(err.strip().splitlines()) == 1, (command, err)
+    assert sorted(photos.rglob("*")) == before
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,103 @@
+"""Ctrl-C during a verb: no Ray process stays, and no half folder passes for whole."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipray.manifest import EmbeddingsFolder, IndexFolder
+from tests.drawing import write_folder
+
+START_S = 120  # until Ray stands, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """More drawings than are embedded in a second."""
+    root = tmp_path_factory.mktemp("many")
+    few = write_folder(root / "few")
+    for number in range(4_000):
+        source = few / ("odd" if number % 2 else "even") / f"{number % 40:04d}.png"
+        os.link(source, root / f"{number:05d}.png")
+        os.link(source.with_suffix(".txt"), root / f"{number:05d}.txt")
+    return root
+
+
+def interrupted(arguments, sign, environment=None):
+    """Start a command, send SIGINT to its group once `sign` stands in stderr, wait for its end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "clipray.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | (environment or {}),
+    ) as process:
+        os.set_blocking(process.stderr.fileno(), False)
+        said, began = b"", time.monotonic()
+        while sign.encode() not in said and process.poll() is None:
+            assert time.monotonic() - began < START_S, said[-2000:]
+            said += process.stderr.read() or b""
+            time.sleep(0.05)
+        assert process.poll() is None, said[-2000:]
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(timeout=60)
+        said += process.stderr.read() or b""
+    return code, said.decode(), process.pid
+
+
+def ray_processes(session):
+    """Live processes of a session: Ray starts its own in groups of their own, but not sessions."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and fields[3] == str(session):
+            found.append((entry / "cmdline").read_text().replace("\0", " ")[:80])
+    return found
+
+
+def require_quiet(session):
+    deadline = time.monotonic() + 15
+    while (left := ray_processes(session)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+
+
+def test_train(many, architecture, tmp_path):
+    command = ("train", "--input", many, "--output", tmp_path / "model", "--model", architecture)
+    code, said, session = interrupted([*command, "--epochs", 500], "samples/s")
+    assert (code, "Traceback" in said) == (130, False), said[-2000:]
+    require_quiet(session)
+    assert not list(tmp_path.iterdir())
+
+
+def test_embed(many, model, tmp_path):
+    command = ("embed", "--input", many, "--output", tmp_path / "e", "--model", model)
+    code, said, session = interrupted(command, "embed:")
+    assert (code, "Traceback" in said) == (130, False), said[-2000:]
+    require_quiet(session)
+    folder = EmbeddingsFolder(tmp_path / "e")
+    for part in folder.parts():
+        assert folder.vectors(part, "image").is_file()
+    assert len(folder.parts()) < 4
+
+
+@pytest.mark.soak
+def test_index_build(embeddings, tmp_path):
+    command = ("index", "build", "--embeddings", embeddings, "--index", tmp_path / "i")
+    code, said, session = interrupted(command, "index:")
+    assert (code, "Traceback" in said) == (130, False), said[-2000:]
+    require_quiet(session)
+    assert not IndexFolder(tmp_path / "i").versions()
+
+
+def test_serve(flat_index):
+    code, said, session = interrupted(("serve", "--index", flat_index, "--port", 18433), "serving")
+    assert (code, "Traceback" in said) == (0, False), said[-2000:]
+    require_quiet(session)
