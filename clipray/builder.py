@@ -157,8 +157,8 @@ def _train_codec(parts: Parts, folder: IndexFolder, method: str) -> Codec | None
 
 def _sample(parts: Parts) -> NDArray[np.float32]:
     share = min(1.0, TRAINING_ROWS / parts.rows)
-    chosen = (_spread(parts.vectors(number), share) for number in parts)
-    return np.concatenate(list(chosen)).astype(np.float32)
+    usable = (vectors[_unit(vectors)] for vectors in map(parts.vectors, parts))
+    return np.concatenate([_spread(vectors, share) for vectors in usable]).astype(np.float32)
 
 
 def _spread(vectors: NDArray[np.float16], share: float) -> NDArray[np.float16]:
@@ -178,13 +178,17 @@ def _kept_rows(
     plan: ShardPlan, number: int, rejected: dict[str, int]
 ) -> tuple[NDArray[np.float16], pa.Table]:
     vectors = plan.parts.vectors(number)
-    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
-    keep = np.asarray(np.abs(norms - 1) <= NORM_TOLERANCE)  # False for NaN
+    keep = _unit(vectors)
     _count(rejected, "not a unit vector", int((~keep).sum()))
     repeated = plan.repeated.get(number, np.empty(0, np.int64))
     _count(rejected, "repeated key", int(keep[repeated].sum()))
     keep[repeated] = False
     return vectors[keep], _with_ids(plan.parts.table(number)).filter(pa.array(keep))
+
+
+def _unit(vectors: NDArray[np.float16]) -> NDArray[np.bool_]:
+    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    return np.asarray(np.abs(norms - 1) <= NORM_TOLERANCE)  # False for NaN
 
 
 def _count(rejected: dict[str, int], reason: str, rows: int) -> None:

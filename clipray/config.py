@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 1 << 20
 Tree = dict[str, Any]
 
 _BRIEF = Repr()  # bounded: a few lines of YAML aliases can stand for more text than memory holds
-_BRIEF.maxstring = _BRIEF.maxother = 80
+_BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlevel = 80, 80, 2
 
 
 class Config(BaseModel):

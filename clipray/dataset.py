@@ -6,6 +6,7 @@ sample is read by offset. Pixels are not decoded here, and nothing is extracted 
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,14 +87,14 @@ class Shard:
     @property
     def name(self) -> str:
         """Stable name of the shard: `<source>/<tar>` or `<source>/<first image>`."""
-        return f"{self.source}/{self.names[0] if self.names else self.path.name}"
+        return as_unicode(f"{self.source}/{self.names[0] if self.names else self.path.name}")
 
     def signature(self) -> str:
         """A value that changes when the shard is replaced."""
         if not self.names:
             return f"{self.path.stat().st_size} bytes"
         listed = "\n".join(f"{name} {(self.path / name).stat().st_size}" for name in self.names)
-        return f"{len(self.names)} files, {hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+        return f"{len(self.names)} files, {hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
 
     def list(self) -> Listing:
         """Find the samples; reads headers and names only."""
@@ -111,7 +112,7 @@ class Shard:
     def _folder_entries(self) -> Iterator[Entry]:
         for name in self.names:
             path = self.path / name
-            yield Entry(f"{self.source}/{name}", _whole(path), _beside(path), None)
+            yield Entry(as_unicode(f"{self.source}/{name}"), _whole(path), _beside(path), None)
 
     def _tar_entries(self, members: Iterable[tar.Member]) -> Iterator[Entry]:
         groups: dict[tuple[str, int], dict[str, Location]] = {}
@@ -126,7 +127,7 @@ class Shard:
                 group = groups.setdefault((key, repeats[key]), {})
             group[kind] = Location(self.path, member.offset, member.size)
         for (key, repeat), group in groups.items():
-            yield Entry(f"{self.source}/{key}", **group, duplicate=repeat > 0)
+            yield Entry(as_unicode(f"{self.source}/{key}"), **group, duplicate=repeat > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,11 @@ def find_shards(inputs: Sequence[str]) -> Found:
     if not shards:
         raise InputError(f"nothing to read in {', '.join(inputs)}: {next(iter(skipped.items()))}")
     return Found(tuple(shards), skipped)
+
+
+def as_unicode(name: str) -> str:
+    """A file name that any encoder takes; bytes of it that are no text become escapes."""
+    return name.encode("utf-8", errors="backslashreplace").decode()
 
 
 def _named_sources(inputs: Sequence[str]) -> list[tuple[str, Path]]:
@@ -247,9 +253,12 @@ def _parse_record(data: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict):
         return {}
-    return {str(name): _flat(value) for name, value in record.items() if name != "key"}
+    return {as_unicode(name): _flat(value) for name, value in record.items() if name != "key"}
 
 
 def _flat(value: Any) -> Any:
-    nested = isinstance(value, dict | list)
-    return json.dumps(value, ensure_ascii=False) if nested else value
+    if isinstance(value, dict | list):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):  # JSON may hold half of an emoji, which no file can
+        return value.encode("utf-8", errors="replace").decode()
+    return value

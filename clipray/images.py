@@ -13,6 +13,7 @@ from clipray.errors import ImageError
 
 MAX_BYTES = 20 << 20
 MAX_PIXELS = 50_000_000
+MAX_ASPECT = 100  # 20000 x 1 took 10 s and 5 GB to resize to a short side of 224
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads MPO as a JPEG
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -71,6 +72,8 @@ def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"too many pixels: {width} x {height}, at most {MAX_PIXELS} are decoded")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"too narrow: {width} x {height}, at most {MAX_ASPECT} : 1 is resized")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

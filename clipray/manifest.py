@@ -310,7 +310,9 @@ def digest(value: Any) -> str:
 
 
 def _encode(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode(
+        "utf-8", errors="surrogatepass"
+    )
 
 
 def _checksum(tree: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipray import storage
-from clipray.dataset import Entry, Shard
+from clipray.dataset import Entry, Shard, as_unicode
 from clipray.embeddings import KEY_COLUMN
 from clipray.encoder import Encoder, Pixels
 from clipray.errors import ImageError
@@ -224,7 +224,9 @@ def _table(rows: Sequence[_Prepared]) -> pa.Table:
         {name: values for name, values in given.items() if name not in own}
         | own
         | {
-            "source_path": pa.array([at and str(at.path) for at in located], pa.string()),
+            "source_path": pa.array(
+                [at and as_unicode(str(at.path)) for at in located], pa.string()
+            ),
             "source_offset": pa.array([at and at.offset for at in located], pa.int64()),
             "source_size": pa.array([at and at.size for at in located], pa.int64()),
         }

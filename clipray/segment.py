@@ -46,16 +46,19 @@ def new_index(method: str, dim: int, rows: int) -> Any:
     Raises:
         ConfigError: when Faiss does not know the method or cannot use it for this `dim`.
     """
-    lists = max(1, round(4 * rows**0.5))
+    lists = max(1, min(rows, round(4 * rows**0.5)))
     factory = f"IVF{lists},Flat" if method == "IVF" else method
     try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, AssertionError) as error:
         told = str(error).splitlines()[-1][-200:]
         raise ConfigError(
             f"method '{method}': Faiss cannot make it for {dim} dimensions ({told}); "
             "use auto, Flat, HNSW32, IVF or a Faiss factory string"
         ) from None
+    if isinstance(index, faiss.IndexIDMap):
+        raise ConfigError(f"method '{method}': leave IDMap out, a segment keeps its ids itself")
+    return index
 
 
 def write_segment(
@@ -190,8 +193,8 @@ def _search_parameters(index: Any) -> Any:
         inverted = faiss.extract_index_ivf(index)
     except RuntimeError:
         inverted = None
-    if inverted is not None:
-        return faiss.SearchParametersIVF(nprobe=max(1, round(inverted.nlist * NPROBE_SHARE)))
+    if inverted is not None:  # set in place: wrappers such as RFlat do not hand parameters down
+        inverted.nprobe = max(1, round(inverted.nlist * NPROBE_SHARE))
     if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=EF_SEARCH)
     return None

@@ -152,8 +152,9 @@ def sync_folder(folder: Path) -> None:
 
 def _clear(path: Path) -> None:
     """Remove rests of writes that were cut off; they would keep a folder from being replaced."""
-    for rest in path.iterdir() if path.is_dir() else ():
-        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    for rest in list(path.iterdir()) if path.is_dir() else []:
+        if is_staging(rest):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:

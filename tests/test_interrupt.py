@@ -88,7 +88,6 @@ def test_embed(many, model, tmp_path):
     assert len(folder.parts()) < 4
 
 
-@pytest.mark.soak
 def test_index_build(embeddings, tmp_path):
     command = ("index", "build", "--embeddings", embeddings, "--index", tmp_path / "i")
     code, said, session = interrupted(command, "index:")

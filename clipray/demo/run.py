@@ -163,7 +163,10 @@ def _prepare(config: DemoConfig) -> _Layout:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            write_emoji_shards(layout.emoji, limit=config.emoji, progress=progress)
+            per_shard = min(256, (config.emoji or 512) // 2)
+            write_emoji_shards(
+                layout.emoji, per_shard=per_shard, limit=config.emoji, progress=progress
+            )
     layout.architecture.write_text(json.dumps(ARCHITECTURE, indent=1), encoding="utf-8")
     return layout
 

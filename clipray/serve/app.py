@@ -155,6 +155,7 @@ def start(config: ServeConfig) -> str:
         told = "\n".join([str(error), *(deployment.message for deployment in deployed)])
         serve.delete(APP_NAME)
         raise from_remote(told, "the service did not start") from None
+    _require_listening(config.host, config.port)
     return f"http://{config.host}:{config.port}"
 
 
@@ -165,6 +166,16 @@ def _named(given: Sequence[str]) -> list[tuple[str, Path]]:
         root = Path(found[2] if found else text).resolve()
         named.append((found[1] if found else root.name, root))
     return named
+
+
+def _require_listening(host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        raise ConfigError(
+            f"port {port} on {host}: nothing listens there; this Ray cluster runs Serve already, "
+            "on the address it was started with: use that one"
+        ) from None
 
 
 def _require_free_port(host: str, port: int) -> None:

@@ -28,7 +28,7 @@ def url(flat_index, text_index):
         port = probe.getsockname()[1]
     indices = (f"drawings={flat_index}", f"drawings={text_index}")
     yield start(ServeConfig(index=indices, groups=2, port=port))
-    serve.delete(APP_NAME)
+    serve.shutdown()
 
 
 @pytest.fixture
