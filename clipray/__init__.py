@@ -5,13 +5,13 @@ index folder, `serve` answers from it. The verbs meet only on disk.
 
 Floors, imports only go down:
 
-6. `cli`
-5. `demo`; `serve`, `evaluate`
-4. `train`, `embed`, `index`, `client`, over `cluster` (the one place that starts Ray)
-3. `loader`, `encoder`, `shard`
-2. `clip`, `dataset`, `segment`, `loss`, `optim`
-1. `manifest`, `images`, `query`, `augment`, `tar`
-0. `errors`, `config`, `matches`, `storage`
+6. `cli`, `demo`
+5. `serve`, `evaluate`, `search`
+4. `train`, `embed`, `index`, `client`; `cluster`, the one place that starts Ray
+3. `builder`, `part`, `trainer`; `loader`, `encoder`, `shard`, `embeddings`
+2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`
+1. `manifest`, `images`, `texts`, `augment`, `tar`, `report`, `metrics`
+0. `config`, `matches`, `storage`, `errors`
 """
 
 __version__ = "0.1.0"

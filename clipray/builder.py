@@ -6,7 +6,7 @@ index is not written here; a segment that no manifest names does not exist.
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def build_shard(plan: ShardPlan) -> tuple[ShardRecord, dict[str, int]]:
     rejected: dict[str, int] = {}
     kept = [_kept_rows(plan, number, rejected) for number in plan.parts]
     vectors = np.concatenate([part for part, _ in kept])
-    rows = pa.concat_tables([table for _, table in kept], promote_options="permissive")
+    rows = _concat([table for _, table in kept])
     segment_id = uuid.uuid4().hex
     with storage.staged_folder(folder.segment(segment_id)) as staged:
         files = write_segment(staged, index, vectors, rows)
@@ -194,6 +194,34 @@ def _unit(vectors: NDArray[np.float16]) -> NDArray[np.bool_]:
 def _count(rejected: dict[str, int], reason: str, rows: int) -> None:
     if rows:
         rejected[reason] = rejected.get(reason, 0) + rows
+
+
+def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of all parts; where they hold a column in types that do not meet, it becomes text."""
+    types: dict[str, set[pa.DataType]] = {}
+    for column in (column for table in tables for column in table.schema):
+        types.setdefault(column.name, set()).add(column.type)
+    mixed = {name for name, found in types.items() if not _meet(name, found)}
+    return pa.concat_tables(
+        [_as_text(table, mixed & set(table.column_names)) for table in tables],
+        promote_options="permissive",
+    )
+
+
+def _meet(name: str, types: Iterable[pa.DataType]) -> bool:
+    try:
+        schemas = [pa.schema([(name, kind)]) for kind in types]
+        pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _as_text(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    for name in names:
+        text = table.column(name).cast(pa.string())
+        table = table.set_column(table.column_names.index(name), name, text)
+    return table
 
 
 def _with_ids(table: pa.Table) -> pa.Table:

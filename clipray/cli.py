@@ -108,7 +108,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _configure_logging() -> None:
     # open_clip warns on the root logger about what we do on purpose, such as random weights.
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    # What it and the hub report before an error, the error's own line tells as well.
+    logging.basicConfig(level=logging.CRITICAL, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
     logging.getLogger("clipray").setLevel(logging.WARNING)
 
 

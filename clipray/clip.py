@@ -85,14 +85,10 @@ def load(source: ModelSource) -> ClipModel:
     """
     folder = Path(source.name)
     if ModelFolder(folder).config.is_file():
-        return _open(f"local-dir:{folder.resolve()}", source)
+        return _open(f"local-dir:{folder.resolve()}", source, require_pretrained=True)
     _check_name(source.name)
-    if not source.pretrained:
-        raise ModelError(
-            f"model '{source.name}' has no weights: add --pretrained TAG or FILE (tags: "
-            f"{_tags(source.name)}) or give a model folder"
-        )
-    return _open(source.name, source)
+    _check_pretrained(source)
+    return _open(source.name, source, require_pretrained=True)
 
 
 def create(source: ModelSource, seed: int) -> ClipModel:
@@ -133,14 +129,18 @@ def save(model: ClipModel, folder: Path, metrics: Mapping[str, float]) -> ModelI
     return identity
 
 
-def _open(name: str, source: ModelSource) -> ClipModel:
+def _open(name: str, source: ModelSource, *, require_pretrained: bool = False) -> ClipModel:
     try:
-        module = open_clip.create_model(name, pretrained=source.pretrained, weights_only=True)
+        module = open_clip.create_model(
+            name,
+            pretrained=source.pretrained,
+            require_pretrained=require_pretrained,
+            weights_only=True,
+        )
         tokenize = open_clip.get_tokenizer(name)
         architecture = get_model_config(name)
     except Exception as error:  # open_clip raises whatever its many loaders raise
-        told = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {_display_name(source)}: cannot be loaded ({told})") from error
+        raise ModelError(f"model {_display_name(source)}: {_reason(error)}") from error
     preprocess = json.loads(json.dumps(module.visual.preprocess_cfg))
     return ClipModel(module.eval(), tokenize, architecture, preprocess, source)
 
@@ -159,9 +159,28 @@ def _check_name(name: str) -> None:
     )
 
 
-def _tags(name: str) -> str:
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    return ", ".join(tags[:6]) + (", …" if len(tags) > 6 else "") if tags else "none known"
+def _check_pretrained(source: ModelSource) -> None:
+    if source.name.startswith("hf-hub:"):
+        return
+    tags = open_clip.list_pretrained_tags_by_model(source.name)
+    known = f"a weights file or one of {', '.join(tags) or 'no tags'}"
+    if not source.pretrained:
+        raise ModelError(
+            f"model '{source.name}' has no weights: add --pretrained, {known}, or give a model "
+            "folder"
+        )
+    if source.pretrained not in tags and not Path(source.pretrained).is_file():
+        raise ModelError(f"--pretrained {source.pretrained}: no such file or tag; give {known}")
+
+
+def _reason(error: Exception) -> str:
+    told = " ".join(str(error).split())
+    if "Weights only load failed" in told:
+        return (
+            "its weights file holds more than tensors, and opening that could run code; "
+            "convert it to safetensors where you trust it"
+        )
+    return f"cannot be loaded ({told[:300]})"
 
 
 def _read_architecture(file: Path) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def _read_architecture(file: Path) -> dict[str, Any]:
 
 def _display_name(source: ModelSource) -> str:
     name = Path(source.name).name if Path(source.name).exists() else source.name
-    return f"{name}/{source.pretrained}" if source.pretrained else name
+    return f"{name}/{Path(source.pretrained).name}" if source.pretrained else name
 
 
 def _digest_weights(module: nn.Module) -> str:

@@ -7,18 +7,16 @@ sample is read by offset. Pixels are not decoded here, and nothing is extracted 
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipray import images, tar
+from clipray import images, storage, tar
 from clipray.errors import InputError
 
 IMAGES_PER_SHARD = 1_000  # of a plain folder
 MAX_TEXT_BYTES = 4 << 20
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +170,9 @@ def as_unicode(name: str) -> str:
 def _named_sources(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     sources: dict[str, Path] = {}
     for given in inputs:
-        named = _NAMED.fullmatch(given)
-        path = Path(named[2] if named and not Path(given).exists() else given)
+        name, path = storage.named_path(given)
         if not path.exists():
             raise InputError(f"{path}: no such folder or file; --input takes a folder or a .tar")
-        path = path.resolve()
-        name = named[1] if named and str(named[2]) in given and not Path(given).exists() else ""
-        name = name or path.name.removesuffix(".tar")
         if name in sources:
             raise InputError(f"two inputs are called '{name}'; name one: --input other={path}")
         sources[name] = path

@@ -5,19 +5,18 @@ run, and with what, is decided in `open_encoder`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipray import clip, images
+from clipray import clip, images, texts
 from clipray.errors import ModelError
 from clipray.manifest import ModelIdentity, ModelSource
-from clipray.query import MAX_TEXT_CHARACTERS
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
@@ -42,7 +41,7 @@ class Encoder(Protocol):
         """(n, dim) float32 unit vectors."""
         ...
 
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+    def encode_texts(self, given: Sequence[str], /) -> Vectors:
         """(n, dim) float32 unit vectors."""
         ...
 
@@ -54,7 +53,7 @@ class TorchEncoder:
         self.identity = model.identity()
         self._geometry = model.geometry()
         self._tokenize = model.tokenize
-        self._module = model.module.to(device).eval()
+        self._module: Any = model.module.to(device).eval()
         self._device, self._dtype = device, dtype
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(model.preprocess["mean"], device=device).view(shape)
@@ -74,14 +73,14 @@ class TorchEncoder:
         """As the protocol says."""
         batch = torch.from_numpy(np.stack(pixels)).to(self._device)  # (n, 3, H, W) uint8
         with self._autocast():
-            return _to_numpy(_call(self._module, "encode_image", self.normalise(batch)))
+            return _to_unit(self._module.encode_image(self.normalise(batch)))
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+    def encode_texts(self, given: Sequence[str], /) -> Vectors:
         """As the protocol says."""
-        tokens = self._tokenize([clean_text(text) for text in texts]).to(self._device)
+        tokens = self._tokenize([texts.clean(text) for text in given]).to(self._device)
         with self._autocast():
-            return _to_numpy(_call(self._module, "encode_text", tokens))
+            return _to_unit(texts.encode(self._module, tokens))
 
     def _autocast(self) -> torch.autocast:
         enabled = self._dtype is not torch.float32
@@ -105,11 +104,6 @@ def open_encoder(
     return TorchEncoder(clip.load(source), chosen, _dtype(precision, chosen))
 
 
-def clean_text(text: str) -> str:
-    """Cut to what a tokenizer takes in bounded time, without lone surrogates."""
-    return text[:MAX_TEXT_CHARACTERS].encode("utf-8", errors="replace").decode()
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -125,11 +119,6 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def _call(module: nn.Module, tower: str, batch: Tensor) -> Tensor:
-    features: Tensor = getattr(module, tower)(batch)
-    return normalize(features.float(), dim=-1)
-
-
-def _to_numpy(features: Tensor) -> Vectors:
-    vectors: Vectors = features.cpu().numpy()
+def _to_unit(features: Tensor) -> Vectors:
+    vectors: Vectors = normalize(features.float(), dim=-1).cpu().numpy()
     return vectors

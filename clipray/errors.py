@@ -9,6 +9,7 @@
     │   ├── ModelError           a model that is unknown, has no weights or does not fit
     │   ├── MismatchError        two folders that do not belong together
     │   └── QueryError           a search request that cannot be answered
+    │       └── NotFoundError    a key, id or index that does not exist
     ├── DamagedError             a file of ours that is cut, changed or missing
     └── UnavailableError         too little of a service answers; the same request may succeed later
 
@@ -58,6 +59,10 @@ class MismatchError(UsageError):
 
 class QueryError(UsageError):
     """A search request is malformed or asks for something that does not exist."""
+
+
+class NotFoundError(QueryError):
+    """A search request names a key, an id or an index that does not exist."""
 
 
 class DamagedError(ClipRayError):

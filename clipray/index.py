@@ -20,7 +20,7 @@ from clipray import cluster, storage
 from clipray.builder import ShardPlan, build_shard, plan_shards
 from clipray.config import Config, to_yaml
 from clipray.embeddings import Parts
-from clipray.errors import OutputError, QueryError
+from clipray.errors import NotFoundError, OutputError, QueryError
 from clipray.manifest import IndexFolder, IndexManifest, Modality, ShardRecord
 from clipray.matches import Coverage, Matches
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
@@ -146,12 +146,12 @@ class Index:
         """The (dim,) float32 vector of a key.
 
         Raises:
-            QueryError: when no row has it.
+            NotFoundError: when no row has it.
         """
         found = (shard.find(key) for shard in self._shards)
         vector = next((vector for vector in found if vector is not None), None)
         if vector is None:
-            raise QueryError(f"key '{key}': no row of the index has it")
+            raise NotFoundError(f"key '{key}': no row of the index has it")
         return vector
 
     def search(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class LoaderConfig(Config):
     """What a batch is made of."""
 
     batch_size: int = Field(256, ge=1, description="global batch, over all workers")
-    captions: dict[str, float] = Field(
+    captions: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         {"caption": 1.0},
         min_length=1,
         description="metadata columns to draw the text from, with weights",

@@ -19,7 +19,7 @@ from clipray.manifest import Modality
 
 MAX_K = 10_000
 MAX_TERMS = 32
-MAX_TEXT_CHARACTERS = 2_000  # a 20 KB word held open_clip's tokenizer for 8.5 s
+MAX_TEXT_CHARACTERS = 2_000  # more than any context holds
 MAX_IMAGE_CHARACTERS = 28 << 20  # 20 MiB in base64
 
 Vector = NDArray[np.float32]

@@ -1,5 +1,7 @@
 """One configuration from a file, overrides and options; mistakes are named."""
 
+from itertools import pairwise
+
 import pytest
 import yaml
 from pydantic import Field
@@ -95,7 +97,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_aliases_that_stand_for_terabytes_are_told_briefly(tmp_path):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi")]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefghi")]
     path = tmp_path / "laughs.yaml"
     path.write_text("\n".join(lines) + "\nsteps: *i\n", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:

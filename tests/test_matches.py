@@ -13,7 +13,7 @@ PARTS = st.lists(st.lists(MATCH, max_size=10), max_size=5)
 
 
 def result(*pairs):
-    return Matches(tuple(Match(id, f"k{id}", score) for id, score in pairs))
+    return Matches(tuple(Match(row, f"k{row}", score) for row, score in pairs))
 
 
 def ranked(matches):
@@ -26,7 +26,7 @@ def test_merge_equals_brute_force(parts, k):
     best = {}
     for match in (match for part in parts for match in part):
         best[match.id] = max(match.score, best.get(match.id, -2))
-    expected = sorted(((-score, id) for id, score in best.items()))[:k]
+    expected = sorted((-score, row) for row, score in best.items())[:k]
     merged = Matches.merge([ranked(part) for part in parts], k)
     assert [match.rank for match in merged] == expected
 

@@ -153,13 +153,10 @@ def test_an_empty_segment_answers_with_nothing(tmp_path, queries, method):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 300),
-    st.sampled_from([1, 2, 8, 1000]),
+    st.integers(0, 2**32 - 1), st.integers(1, 300), st.sampled_from([1, 2, 8, 1000]),
     st.sampled_from([2, 8, 64]),
-    st.integers(1, 320),
-)
-def test_flat_is_numpy_to_the_last_bit(tmp_path_factory, seed, rows, distinct, dim, k):
+)  # fmt: skip
+def test_flat_is_numpy_to_the_last_bit(tmp_path_factory, seed, rows, distinct, dim):
     rng = np.random.default_rng(seed)
     pool = unit(rng.normal(size=(distinct, dim))).astype(np.float16)
     vectors = pool[rng.integers(0, distinct, rows)]  # many exact ties
@@ -170,8 +167,9 @@ def test_flat_is_numpy_to_the_last_bit(tmp_path_factory, seed, rows, distinct, d
     write(folder, "Flat", vectors, ids)
     segment = Segment(folder)
     queries = np.concatenate([unit(rng.normal(size=(3, dim))), unit(pool[:2].astype(np.float32))])
-    for query, matches in zip(queries, segment.search(queries, k, None, ()), strict=True):
-        assert found(matches) == exact(vectors, ids, query, k)
+    for k in (1, rows // 2 + 1, rows + 20):
+        for query, matches in zip(queries, segment.search(queries, k, None, ()), strict=True):
+            assert found(matches) == exact(vectors, ids, query, k)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(tmp_path, vectors, ids, queries):
@@ -202,7 +200,11 @@ def test_an_unknown_method_is_a_wrong_option(method):
 def test_records_describe_the_files(tmp_path, vectors, ids):
     for name, record in write(tmp_path, "Flat", vectors, ids).items():
         record.verify(tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX_FILE, ROWS_FILE, "vectors.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        INDEX_FILE,
+        ROWS_FILE,
+        "vectors.npy",
+    ]
     assert read_columns(tmp_path) == ["caption"]
 
 
@@ -226,7 +228,7 @@ def test_files_that_do_not_belong_together_are_damage(tmp_path, vectors, ids):
 def test_opening_does_not_run_what_a_file_says(tmp_path, vectors, ids):
     write(tmp_path, "Flat", vectors, ids)
     np.save(tmp_path / "vectors.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="(?i)pickle|object"):
+    with pytest.raises(ValueError, match=r"pickle|Python objects"):
         Segment(tmp_path)
 
 

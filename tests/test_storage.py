@@ -18,10 +18,6 @@ from clipray.storage import (
 )
 
 
-class Stop(Exception):
-    """Stands for anything that ends a write early."""
-
-
 @pytest.fixture
 def order(monkeypatch):
     """What reaches the disk, in its order: flushes and new names."""
@@ -86,9 +82,9 @@ def test_a_stream_that_fails_changes_nothing(tmp_path):
 
     def fill(sink):
         sink.write(b"half")
-        raise Stop
+        raise KeyboardInterrupt
 
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         stream_file(path, fill)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
@@ -108,9 +104,9 @@ def test_a_block_that_fails_leaves_no_folder(tmp_path):
     def write():
         with staged_folder(tmp_path / "folder") as staged:
             (staged / "file").write_bytes(b"x")
-            raise Stop
+            raise KeyboardInterrupt
 
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         write()
     assert not list(tmp_path.iterdir())
 

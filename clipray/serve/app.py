@@ -4,11 +4,8 @@
 """
 
 import logging
-import re
 import socket
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import Field
 from ray import serve
@@ -16,7 +13,7 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from clipray import cluster
+from clipray import cluster, storage
 from clipray.config import Config
 from clipray.encoder import Device, Precision
 from clipray.errors import ConfigError, from_remote
@@ -30,7 +27,6 @@ from clipray.serve.search import Search
 log = logging.getLogger(__name__)
 
 APP_NAME = "clipray"
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 class ServeArgs(Config):
@@ -100,7 +96,7 @@ def build(args: ServeArgs) -> Application:
 
 def open_catalog(args: ServeArgs) -> Catalog:
     """Read the manifests of all indices."""
-    folders = [ServedFolder.open(name, root) for name, root in _named(args.index)]
+    folders = [ServedFolder.open(*storage.named_path(given)) for given in args.index]
     slots = [folder.slot for folder in folders]
     for slot in slots:
         if slots.count(slot) > 1:
@@ -157,15 +153,6 @@ def start(config: ServeConfig) -> str:
         raise from_remote(told, "the service did not start") from None
     _require_listening(config.host, config.port)
     return f"http://{config.host}:{config.port}"
-
-
-def _named(given: Sequence[str]) -> list[tuple[str, Path]]:
-    named: list[tuple[str, Path]] = []
-    for text in given:
-        found = None if Path(text).exists() else _NAMED.fullmatch(text)
-        root = Path(found[2] if found else text).resolve()
-        named.append((found[1] if found else root.name, root))
-    return named
 
 
 def _require_listening(host: str, port: int) -> None:

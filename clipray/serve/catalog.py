@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray.config import Config
-from clipray.errors import QueryError
+from clipray.errors import NotFoundError, QueryError
 from clipray.manifest import IndexFolder, IndexManifest, Modality, ModelIdentity, ModelSource
 from clipray.matches import Coverage, Matches
 from clipray.segment import read_columns
@@ -103,7 +103,8 @@ class Catalog(Config):
         """The folder that a query means.
 
         Raises:
-            QueryError: no such index, or several and none is named.
+            NotFoundError: no such index.
+            QueryError: several are served and none is named.
         """
         names = {folder.name for folder in self.folders}
         if index is None and len(names) > 1:
@@ -112,18 +113,18 @@ class Catalog(Config):
         found = [f for f in self.folders if f.name == wanted and f.modality == modality]
         if not found:
             served = ", ".join(folder.slot for folder in self.folders)
-            raise QueryError(f"no index {wanted}/{modality} is served; there are: {served}")
+            raise NotFoundError(f"no index {wanted}/{modality} is served; there are: {served}")
         return found[0]
 
     def named(self, index: str) -> list[ServedFolder]:
         """All folders of an index.
 
         Raises:
-            QueryError: no such index.
+            NotFoundError: no such index.
         """
         found = [folder for folder in self.folders if folder.name == index]
         if not found:
-            raise QueryError(f"no index '{index}' is served")
+            raise NotFoundError(f"no index '{index}' is served")
         return found
 
     def to_json(self) -> dict[str, Any]:

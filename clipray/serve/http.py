@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
 from clipray import __version__
-from clipray.errors import ClipRayError, UnavailableError, UsageError, plain
+from clipray.errors import ClipRayError, NotFoundError, UnavailableError, UsageError, plain
 from clipray.query import Query, Term
 from clipray.serve.catalog import Catalog, Reply
 
@@ -142,7 +142,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     del request
     cause = plain(error)
     status = 400 if isinstance(cause, UsageError) else 500
-    if isinstance(cause, UnavailableError):
+    if isinstance(cause, NotFoundError):
+        status = 404
+    elif isinstance(cause, UnavailableError):
         status = 503
     return _error(status, type(cause).__name__, str(cause))
 

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from clipray import images
-from clipray.errors import InputError, QueryError, UnavailableError
+from clipray.errors import InputError, NotFoundError, QueryError, UnavailableError
 from clipray.index import require_columns, unit_queries
 from clipray.matches import Coverage, Matches
 from clipray.query import Query, Term, combine
@@ -83,7 +83,7 @@ class Search:
         """Answer one query.
 
         Raises:
-            QueryError: an unknown index, key or column.
+            QueryError: an unknown column; NotFoundError for an index or a key.
             UnavailableError: no group answers, or not all and `allow_partial` is false.
         """
         began = time.perf_counter()
@@ -112,16 +112,18 @@ class Search:
         """The picture of a row and its media type; a JPEG thumbnail when `size` is given.
 
         Raises:
-            QueryError: when there is no such row or it has no picture.
+            NotFoundError: when there is no such row or it has no picture.
         """
         row = await self._first("row", index, row_id)
         if row is None or not row.get("source_path"):
-            raise QueryError(f"id {row_id}: no row of index '{index}' with a picture has it")
+            raise NotFoundError(f"id {row_id}: no row of index '{index}' with a picture has it")
         return await asyncio.to_thread(_read_picture, row, size)
 
     async def _vector(self, terms: Sequence[Term], index: str) -> Vector:
         vectors = await asyncio.gather(*[self._term(term, index) for term in terms])
-        return combine(vectors, [term.weight for term in terms])
+        mixed = combine(vectors, [term.weight for term in terms])
+        (vector,) = unit_queries(mixed[None], self.catalog.model.dim)  # as in process
+        return np.asarray(vector)
 
     async def _term(self, term: Term, index: str) -> Vector:
         vector: Vector | None
@@ -134,7 +136,7 @@ class Search:
         else:
             vector = await self._first("find", index, term.key)
         if vector is None:
-            raise QueryError(f"key '{term.key}': no row of index '{index}' has it")
+            raise NotFoundError(f"key '{term.key}': no row of index '{index}' has it")
         return vector
 
     async def _first(self, method: str, index: str, wanted: Any) -> Any:

@@ -37,6 +37,15 @@ def test_the_whole_way_twice(config):
     assert again.recall.metrics == report.recall.metrics
 
 
+@pytest.mark.soak
+@pytest.mark.usefixtures("ray_session")
+def test_the_real_demo_finds_nine_in_ten(config):
+    report = demo(DemoConfig(output=config.output, port=config.port))
+    serve.shutdown()
+    assert report.recall.queries > 1_800
+    assert report.recall.metrics["text_to_image_R@5"] >= 0.90
+
+
 def test_a_folder_of_other_things_is_not_touched(config, photos):
     before = sorted(photos.rglob("*"))
     with pytest.raises(OutputError, match="holds other things"):

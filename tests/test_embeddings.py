@@ -1,0 +1,72 @@
+"""Reading an embeddings folder: what is finished, and only while it is unchanged."""
+
+import numpy as np
+import pytest
+
+from clipray.embeddings import Parts
+from clipray.errors import DamagedError, InputError
+from clipray.manifest import EmbeddingsFolder
+from tests.handmade import random_halves, write_embeddings
+
+KEYS = [["s/a", "s/b"], ["s/c", "s/d", "s/e"], []]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_embeddings(tmp_path, [(keys, random_halves(len(keys))) for keys in KEYS])
+
+
+def test_parts_are_read_by_number(root):
+    parts = Parts.open(root)
+    assert (list(parts), len(parts), parts.rows, parts.dim) == ([0, 1, 2], 3, 5, 16)
+    assert [parts.keys(number) for number in parts] == KEYS
+    np.testing.assert_array_equal(parts.vectors(1), random_halves(3))
+    assert parts.vectors(2).shape == (0, 16)
+    some = parts.only([2, 1])
+    assert (list(some), some.rows) == ([1, 2], 3)
+
+
+def test_both_towers_of_real_embeddings_are_found(embeddings):
+    images, texts = Parts.open(embeddings), Parts.open(embeddings, "text")
+    assert (images.modality, texts.modality) == ("image", "text")
+    assert images.rows == texts.rows == 40
+    assert images.keys(0) == texts.keys(0)
+    assert not np.array_equal(images.vectors(0), texts.vectors(0))
+
+
+def test_an_unfinished_part_is_not_there(root):
+    EmbeddingsFolder(root).done(1).unlink()
+    assert list(Parts.open(root)) == [0, 2]
+
+
+def test_nothing_to_read_is_told(root, tmp_path):
+    with pytest.raises(InputError, match="holds image embeddings, none of text"):
+        Parts.open(root, "text")
+    with pytest.raises(InputError, match="no embeddings folder"):
+        Parts.open(tmp_path / "none")
+    for number in (0, 1):
+        EmbeddingsFolder(root).done(number).unlink()
+    with pytest.raises(InputError, match="no finished part with rows"):
+        Parts.open(root)
+
+
+@pytest.mark.parametrize("name", ["img_emb/img_emb_00001.npy", "metadata/metadata_00001.parquet"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_a_damaged_file_is_named(root, name, damage):
+    path = root / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    parts = Parts.open(root)
+    with pytest.raises(DamagedError, match=path.name.replace(".", r"\.")):
+        parts.vectors(1) if "npy" in name else parts.table(1)
+    assert parts.keys(0) == KEYS[0]
+
+
+def test_a_file_that_its_marker_does_not_name_is_not_trusted(root):
+    folder = EmbeddingsFolder(root)
+    folder.done(1).write_bytes(folder.done(0).read_bytes())
+    with pytest.raises(DamagedError, match="does not name it"):
+        Parts.open(root).vectors(1)
