@@ -31,17 +31,28 @@ NORM_TOLERANCE = 0.01  # float16 moves a unit vector's norm by less than 0.001
 Rows = NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class PartSlice:
+    """Rows `start` to `stop` of one embedding part."""
+
+    part: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """Everything that a task needs to build one shard.
 
     Attributes:
-        parts: the embedding parts of this shard.
+        parts: the embedding parts that this shard reads.
+        slices: the rows of them that are its own.
         total_rows: rows of all shards together.
         repeated: by part, the rows whose key stands in an earlier row.
     """
 
     parts: Parts
+    slices: tuple[PartSlice, ...]
     index: Path
     method: str
     codec: Codec | None
@@ -53,22 +64,23 @@ def plan_shards(parts: Parts, index: Path, method: str, shards: int) -> list[Sha
     """Train what all shards share and cut the parts into shards.
 
     Raises:
-        ConfigError: an unusable method, or more shards than parts.
+        ConfigError: an unusable method, or more shards than rows.
     """
-    numbers = assign_parts({number: parts.parts[number].rows for number in parts}, shards)
+    slices = assign_rows({number: parts.parts[number].rows for number in parts}, shards)
     chosen = choose_method(method, parts.rows)
     codec = _train_codec(parts, IndexFolder(index), chosen)
     repeated = _find_repeated(parts)
     return [
         ShardPlan(
-            parts=parts.only(mine),
+            parts=parts.only(piece.part for piece in mine),
+            slices=tuple(mine),
             index=index,
             method=chosen,
             codec=codec,
             total_rows=parts.rows,
-            repeated={n: repeated[n] for n in mine if n in repeated},
+            repeated={p.part: repeated[p.part] for p in mine if p.part in repeated},
         )
-        for mine in numbers
+        for mine in slices
     ]
 
 
@@ -79,19 +91,31 @@ def choose_method(method: str, rows: int) -> str:
     return "Flat" if rows <= EXACT_UP_TO else "HNSW32"
 
 
-def assign_parts(rows: Mapping[int, int], shards: int) -> list[list[int]]:
-    """Give every shard a run of neighbouring parts, with as equal numbers of rows as they allow.
+def assign_rows(rows: Mapping[int, int], shards: int) -> list[list[PartSlice]]:
+    """Give every shard a run of neighbouring rows, of as equal numbers as whole parts allow.
+
+    Parts are cut only where there are fewer of them than shards.
 
     Args:
         rows: number of rows by part.
-        shards: how many shards, each gets at least one part.
+        shards: how many shards, each gets at least one row.
+
+    Raises:
+        ConfigError: fewer rows than shards.
     """
-    numbers = sorted(rows)
-    if shards > len(numbers):
+    filled = {number: rows[number] for number in sorted(rows) if rows[number]}
+    if shards > sum(filled.values()):
         raise ConfigError(
-            f"shards: {shards} asked for, but there are {len(numbers)} embedding parts and a part "
-            "is never split; use fewer shards"
+            f"shards: {shards} asked for, but there are {sum(filled.values())} rows; use fewer"
         )
+    if shards > len(filled):
+        return [_cut(filled, shard, shards) for shard in range(shards)]
+    whole = {number: PartSlice(number, 0, count) for number, count in filled.items()}
+    return [[whole[number] for number in run] for run in _runs(filled, shards)]
+
+
+def _runs(rows: Mapping[int, int], shards: int) -> list[list[int]]:
+    numbers = list(rows)
     assigned: list[list[int]] = [[] for _ in range(shards)]
     total, taken, shard = sum(rows.values()), 0, 0
     for place, number in enumerate(numbers):
@@ -104,14 +128,27 @@ def assign_parts(rows: Mapping[int, int], shards: int) -> list[list[int]]:
     return assigned
 
 
+def _cut(rows: Mapping[int, int], shard: int, shards: int) -> list[PartSlice]:
+    total, before, found = sum(rows.values()), 0, []
+    first, last = total * shard // shards, total * (shard + 1) // shards
+    for number, count in rows.items():
+        start, stop = max(first - before, 0), min(last - before, count)
+        if start < stop:
+            found.append(PartSlice(number, start, stop))
+        before += count
+    return found
+
+
 def build_shard(plan: ShardPlan) -> tuple[ShardRecord, dict[str, int]]:
     """Build one shard as one segment and publish it; returns also rows left out by reason."""
     folder = IndexFolder(plan.index)
     index = _empty_index(plan, folder)
     rejected: dict[str, int] = {}
-    kept = [_kept_rows(plan, number, rejected) for number in plan.parts]
+    kept = [_kept_rows(plan, piece, rejected) for piece in plan.slices]
     vectors = np.concatenate([part for part, _ in kept])
     rows = _concat([table for _, table in kept])
+    if not len(vectors):
+        return ShardRecord(segments=()), rejected
     segment_id = uuid.uuid4().hex
     with storage.staged_folder(folder.segment(segment_id)) as staged:
         files = write_segment(staged, index, vectors, rows)
@@ -175,15 +212,18 @@ def _empty_index(plan: ShardPlan, folder: IndexFolder) -> Any:
 
 
 def _kept_rows(
-    plan: ShardPlan, number: int, rejected: dict[str, int]
+    plan: ShardPlan, piece: PartSlice, rejected: dict[str, int]
 ) -> tuple[NDArray[np.float16], pa.Table]:
-    vectors = plan.parts.vectors(number)
-    keep = _unit(vectors)
-    _count(rejected, "not a unit vector", int((~keep).sum()))
-    repeated = plan.repeated.get(number, np.empty(0, np.int64))
-    _count(rejected, "repeated key", int(keep[repeated].sum()))
-    keep[repeated] = False
-    return vectors[keep], _with_ids(plan.parts.table(number)).filter(pa.array(keep))
+    vectors = plan.parts.vectors(piece.part)
+    unit = _unit(vectors)
+    mine = np.zeros(len(vectors), bool)
+    mine[piece.start : piece.stop] = True
+    _count(rejected, "not a unit vector", int((mine & ~unit).sum()))
+    first = np.ones(len(vectors), bool)
+    first[plan.repeated.get(piece.part, np.empty(0, np.int64))] = False
+    _count(rejected, "repeated key", int((mine & unit & ~first).sum()))
+    keep = mine & unit & first
+    return vectors[keep], _with_ids(plan.parts.table(piece.part)).filter(pa.array(keep))
 
 
 def _unit(vectors: NDArray[np.float16]) -> NDArray[np.bool_]:

@@ -20,7 +20,7 @@ from clipray import cluster, storage
 from clipray.builder import ShardPlan, build_shard, plan_shards
 from clipray.config import Config, to_yaml
 from clipray.embeddings import Parts
-from clipray.errors import NotFoundError, OutputError, QueryError
+from clipray.errors import InputError, NotFoundError, OutputError, QueryError
 from clipray.manifest import IndexFolder, IndexManifest, Modality, ShardRecord
 from clipray.matches import Coverage, Matches
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
@@ -42,7 +42,7 @@ class IndexBuildConfig(Config):
     method: str = Field(
         "auto", description="auto, Flat, HNSW32, IVF, or a string of Faiss's index_factory"
     )
-    shards: int = Field(1, ge=1, description="how many shards; a part is never split")
+    shards: int = Field(1, ge=1, description="how many shards")
 
 
 class BuildReport(Report):
@@ -82,7 +82,7 @@ def build(config: IndexBuildConfig) -> BuildReport:
     Raises:
         InputError: no embeddings, or none of that modality.
         OutputError: the index folder is not empty.
-        ConfigError: an unusable method, or more shards than parts.
+        ConfigError: an unusable method, or more shards than rows.
     """
     parts = Parts.open(config.embeddings.resolve(), config.modality)
     folder = IndexFolder(config.index.resolve())
@@ -92,6 +92,8 @@ def build(config: IndexBuildConfig) -> BuildReport:
         plans = plan_shards(parts, folder.root, config.method, config.shards)
         log.info("%s over %d rows in %d shards", plans[0].method, parts.rows, len(plans))
         shards, rejected = _build_shards(plans)
+    if not any(shard.rows for shard in shards):
+        raise InputError(f"{parts.root}: no usable row, all were rejected: {rejected}")
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,

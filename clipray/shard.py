@@ -70,7 +70,7 @@ class Shard:
     ) -> list[Matches]:
         """The best `k` rows for each of the (m, dim) float32 unit vectors."""
         found = [segment.search(queries, k, threshold, columns) for segment in self.segments]
-        return merge_batches(found, k)
+        return merge_batches(found, k) if found else [Matches()] * len(queries)
 
 
 def merge_batches(found: Sequence[Sequence[Matches]], k: int) -> list[Matches]:

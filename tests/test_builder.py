@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipray.builder import EXACT_UP_TO, assign_parts, build_shard, choose_method, plan_shards
+from clipray.builder import EXACT_UP_TO, assign_rows, build_shard, choose_method, plan_shards
 from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError
 from clipray.manifest import IndexFolder
@@ -33,22 +33,25 @@ def build(root, index, method="Flat", shards=1):
     st.dictionaries(st.integers(0, 99), st.integers(0, 1000), min_size=1, max_size=30),
     st.integers(1, 30),
 )
-def test_every_part_goes_to_one_shard_and_none_is_left_without(rows, shards):
-    if shards > len(rows):
-        with pytest.raises(ConfigError, match="a part is never split"):
-            assign_parts(rows, shards)
+def test_every_row_goes_to_one_shard_and_none_is_left_without(rows, shards):
+    if shards > sum(rows.values()):
+        with pytest.raises(ConfigError, match="rows; use fewer"):
+            assign_rows(rows, shards)
         return
-    assigned = assign_parts(rows, shards)
+    assigned = assign_rows(rows, shards)
     assert len(assigned) == shards
     assert all(assigned)
-    assert [part for shard in assigned for part in shard] == sorted(rows)
+    covered = [(s.part, row) for shard in assigned for s in shard for row in range(s.start, s.stop)]
+    assert covered == [(part, row) for part in sorted(rows) for row in range(rows[part])]
+    if shards <= sum(count > 0 for count in rows.values()):
+        assert all((s.start, s.stop) == (0, rows[s.part]) for shard in assigned for s in shard)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(900, 1000), min_size=20, max_size=60), st.integers(1, 5))
 def test_shards_of_similar_parts_are_of_similar_size(rows, shards):
-    assigned = assign_parts(dict(enumerate(rows)), shards)
-    sizes = [sum(rows[part] for part in shard) for shard in assigned]
+    assigned = assign_rows(dict(enumerate(rows)), shards)
+    sizes = [sum(s.stop - s.start for s in shard) for shard in assigned]
     assert max(sizes) - min(sizes) <= 2000
 
 
@@ -56,7 +59,7 @@ def test_shards_share_no_row_and_miss_none(tmp_path):
     root = write_embeddings(
         tmp_path / "e", [named(random_halves(9, seed=n), 9 * n) for n in range(5)]
     )
-    for shards in (1, 2, 5):
+    for shards in (1, 2, 5, 8):
         opened, rejected = build(root, tmp_path / f"i{shards}", shards=shards)
         ids = [row for shard in opened for row in shard.segments[0].ids.tolist()]
         assert sorted(ids) == sorted(row_id(f"s/{row}") for row in range(45))

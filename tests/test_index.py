@@ -115,8 +115,8 @@ def test_a_build_that_never_committed_is_done_again(embeddings, tmp_path):
 
 
 def test_wrong_requests_name_what_is_wrong(embeddings, photos, tmp_path):
-    with pytest.raises(ConfigError, match="a part is never split"):
-        build(IndexBuildConfig(embeddings=embeddings, index=tmp_path / "i", shards=4))
+    with pytest.raises(ConfigError, match="there are 40 rows"):
+        build(IndexBuildConfig(embeddings=embeddings, index=tmp_path / "i", shards=41))
     with pytest.raises(ConfigError, match="Faiss cannot make it"):
         build(IndexBuildConfig(embeddings=embeddings, index=tmp_path / "i", method="HNWS32"))
     with pytest.raises(InputError, match="no embeddings folder"):
