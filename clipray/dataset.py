@@ -96,9 +96,12 @@ class Shard:
 
     def list(self) -> Listing:
         """Find the samples; reads headers and names only."""
-        if self.names:
-            return Listing(tuple(self._folder_entries()))
-        scanned = tar.scan(self.path)
+        try:
+            if self.names:
+                return Listing(tuple(self._folder_entries()))
+            scanned = tar.scan(self.path)
+        except OSError as error:
+            return Listing((), f"cannot be read ({error.strerror})")
         entries = tuple(self._tar_entries(scanned.members))
         return Listing(entries, scanned.damage or self._miscount(entries))
 

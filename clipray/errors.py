@@ -84,7 +84,8 @@ def from_remote(told: str, what: str) -> ClipRayError:
     for name, message in reversed(re.findall(r"clipray\.errors\.(\w+): (.+)", told)):
         if name in kinds:
             return kinds[name](message)
-    lines = told.strip().splitlines() or ["no reason given"]
+    named = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", told, re.MULTILINE)
+    lines = named or told.strip().splitlines() or ["no reason given"]
     return ClipRayError(f"{what}: {lines[-1].strip()}")
 
 

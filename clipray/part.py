@@ -142,6 +142,15 @@ def _encode(name: Modality, batch: Sequence[_Prepared], encoder: Encoder) -> NDA
 def _prepare(entry: Entry, settings: PartSettings, encoder: Encoder) -> _Prepared:
     if entry.duplicate:
         return _Prepared(entry, {}, rejection="duplicate key: it comes again in its shard")
+    try:
+        return _read(entry, settings, encoder)
+    except ImageError as error:
+        return _Prepared(entry, {}, rejection=str(error))
+    except OSError as error:
+        return _Prepared(entry, {}, rejection=f"cannot be read: {error.strerror}")
+
+
+def _read(entry: Entry, settings: PartSettings, encoder: Encoder) -> _Prepared:
     columns = entry.read_columns()
     if "text" in settings.modalities and not columns["caption"]:
         return _Prepared(entry, columns, rejection="no caption")
@@ -149,10 +158,7 @@ def _prepare(entry: Entry, settings: PartSettings, encoder: Encoder) -> _Prepare
         return _Prepared(entry, columns)
     if entry.image is None:
         return _Prepared(entry, columns, rejection="no image")
-    try:
-        return _Prepared(entry, columns, encoder.pixels(entry.read_image()))
-    except ImageError as error:
-        return _Prepared(entry, columns, rejection=str(error))
+    return _Prepared(entry, columns, encoder.pixels(entry.read_image()))
 
 
 def _ahead(

@@ -1,8 +1,12 @@
 """What the tests share: drawings, a tiny CLIP, embeddings, indices and one Ray, made once."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before torch and faiss read it: two threads for tiny work wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -59,15 +59,19 @@ def test_added_shards_become_added_parts(config, shards, tmp_path):
     assert manifest.shards[3] == "shards/000000.tar"
 
 
-def test_a_damaged_shard_is_left_out_and_the_others_finish(config, shards, tmp_path):
+def test_damaged_shards_are_left_out_and_the_others_finish(config, shards, tmp_path):
     broken = tmp_path / "shards"
     shutil.copytree(shards, broken)
     data = (broken / "00001.tar").read_bytes()
     (broken / "00001.tar").write_bytes(data[: len(data) // 2])
+    for name in ("00003", "00004"):
+        (broken / f"{name}_stats.json").write_text('{"successes": 1}')
+    (broken / "00003.tar").mkdir()
+    (broken / "00004.tar").symlink_to(broken / "nowhere")
     report = embed(config.model_copy(update={"input": (str(broken),)}))
     assert report.rows == 24
     assert report.exit_code == 3
-    assert list(report.skipped) == [str((broken / "00001.tar").resolve())]
+    assert sorted(report.skipped) == [str(broken / f"0000{n}.tar") for n in (1, 3, 4)]
     assert not EmbeddingsFolder(config.output).done(1).exists()
 
 
