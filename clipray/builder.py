@@ -266,10 +266,16 @@ def _as_text(table: pa.Table, names: Iterable[str]) -> pa.Table:
 
 def _with_ids(table: pa.Table) -> pa.Table:
     keys = table.column(KEY_COLUMN).to_pylist()
-    renamed = table.rename_columns([_column_name(name) for name in table.column_names])
+    renamed = table.rename_columns(_column_names(table.column_names))
     return renamed.add_column(0, "id", pa.array([row_id(key) for key in keys], pa.int64()))
 
 
-def _column_name(name: str) -> str:
+def _column_names(names: Sequence[str]) -> list[str]:
     # `id` and `key` are ours; a column of the input with that name keeps its values beside them.
-    return {KEY_COLUMN: "key", "id": "input_id", "key": "input_key"}.get(name, name)
+    renamed: list[str] = []
+    for name in names:
+        free = f"input_{name}" if name in ("id", "key") else name
+        while free != name and free in names:
+            free = f"input_{free}"
+        renamed.append("key" if name == KEY_COLUMN else free)
+    return renamed

@@ -225,13 +225,13 @@ def _successes(file: Path) -> int | None:
 
 
 def _split_name(name: str) -> tuple[str, str | None]:
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
+    # At the last dot: at the first one, photo.v2.jpg would be neither read nor rejected.
+    stem, dot, extension = name.rpartition(".")
+    if not dot or "/" in extension:
+        return name, None
     if f".{extension.lower()}" in images.SUFFIXES:
-        kind = "image"
-    else:
-        kind = {"txt": "text", "json": "record"}.get(extension.lower(), "")
-    return folder + slash + stem, kind or None
+        return stem, "image"
+    return stem, {"txt": "text", "json": "record"}.get(extension.lower())
 
 
 def _whole(path: Path) -> Location:

@@ -20,7 +20,7 @@ from clipray import clip, cluster, storage
 from clipray.config import Config, to_yaml
 from clipray.dataset import Shard, find_shards
 from clipray.encoder import Device, Encoder, Precision, open_encoder
-from clipray.errors import MismatchError, OutputError, from_remote
+from clipray.errors import ClipRayError, MismatchError, OutputError, from_remote
 from clipray.manifest import (
     EmbeddingsFolder,
     EmbeddingsManifest,
@@ -36,6 +36,8 @@ from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
 log = logging.getLogger(__name__)
 
+JUDGED_FROM = 100  # samples; fewer say little about a collection
+
 
 class EmbedConfig(Config):
     """Turn images and captions into unit vectors, one part per input shard."""
@@ -49,12 +51,25 @@ class EmbedConfig(Config):
     model: str = Field(description="open_clip model name, or a model folder")
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
     modality: Modalities = Field("image", description="what to embed")
-    workers: int = Field(1, ge=1, description="encoder actors")
+    workers: int = Field(1, ge=1, description="encoder actors at least")
+    max_workers: int | None = Field(
+        None,
+        ge=1,
+        description="encoder actors at most, as the backlog grows; --workers if not given",
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of one actor")
     device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
     decode_threads: int = Field(2, ge=1, description="threads of one actor that decode images")
+    max_reject_fraction: float = Field(
+        1.0, ge=0, le=1, description="stop when more of the samples than this are rejected"
+    )
+
+    @property
+    def actors(self) -> tuple[int, int]:
+        """Fewest and most encoder actors."""
+        return self.workers, max(self.workers, self.max_workers or self.workers)
 
 
 class EmbedReport(Report):
@@ -129,8 +144,8 @@ class ShardEncoder:
 def _run(
     todo: Sequence[PartPlan], config: EmbedConfig, source: ModelSource, folder: EmbeddingsFolder
 ) -> list[PartReport]:
-    workers = min(config.workers, len(todo))
-    with cluster.session(cpus=workers):
+    fewest, most = (min(count, len(todo)) for count in config.actors)
+    with cluster.session(cpus=fewest):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends the job is raised
@@ -141,17 +156,19 @@ def _run(
             ShardEncoder,
             fn_constructor_args=(config, source, folder.root),
             batch_size=1,
-            compute=ActorPoolStrategy(size=workers),
+            compute=ActorPoolStrategy(min_size=fewest, max_size=most),
             num_cpus=1,
             num_gpus=config.gpus_per_worker,
         )
         try:
-            return list(_watch(reports.iter_rows(), todo))
+            return list(_watch(reports.iter_rows(), todo, config.max_reject_fraction))
         except ray.exceptions.RayError as error:
             raise from_remote(str(error), "embedding failed") from error
 
 
-def _watch(rows: Iterable[dict[str, Any]], todo: Sequence[PartPlan]) -> Iterator[PartReport]:
+def _watch(
+    rows: Iterable[dict[str, Any]], todo: Sequence[PartPlan], max_reject_fraction: float
+) -> Iterator[PartReport]:
     counts = Counter[str]()
     with tqdm(total=len(todo), unit="shard", desc="embed") as bar:
         for row in rows:
@@ -159,11 +176,21 @@ def _watch(rows: Iterable[dict[str, Any]], todo: Sequence[PartPlan]) -> Iterator
             counts["samples"] += report.rows
             counts["rejected"] += sum(report.rejected.values())
             bar.update()
+            _require_hope(counts, max_reject_fraction)
             speed = counts["samples"] / max(1e-9, bar.format_dict["elapsed"])
             bar.set_postfix_str(f"{speed:.0f} samples/s, {counts['rejected']} rejected")
             if report.damage:
                 log.warning("%s: quarantined, %s", report.plan.shard.path, report.damage)
             yield report
+
+
+def _require_hope(counts: Counter[str], max_reject_fraction: float) -> None:
+    seen = counts["samples"] + counts["rejected"]
+    if seen >= JUDGED_FROM and counts["rejected"] > max_reject_fraction * seen:
+        raise ClipRayError(
+            f"stopped: {counts['rejected']} of {seen} samples were rejected, more than "
+            f"--max-reject-fraction {max_reject_fraction}; see the folder rejected/"
+        )
 
 
 def _require_ours(folder: EmbeddingsFolder) -> None:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipray.builder import EXACT_UP_TO, assign_rows, build_shard, choose_method, plan_shards
+from clipray.builder import (
+    EXACT_UP_TO,
+    _column_names,
+    assign_rows,
+    build_shard,
+    choose_method,
+    plan_shards,
+)
 from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError
 from clipray.manifest import IndexFolder
@@ -187,3 +194,13 @@ def test_auto_depends_on_the_number_of_rows():
     assert choose_method("auto", EXACT_UP_TO) == "Flat"
     assert choose_method("auto", EXACT_UP_TO + 1) == "HNSW32"
     assert choose_method("IVF", 10) == "IVF"
+
+
+def test_columns_of_the_input_keep_their_names_beside_ours():
+    assert _column_names(["image_path", "id", "input_id", "key", "width"]) == [
+        "key",
+        "input_input_id",
+        "input_id",
+        "input_key",
+        "width",
+    ]

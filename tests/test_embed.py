@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray.embed import EmbedConfig, embed
-from clipray.errors import InputError, MismatchError, ModelError, OutputError
+from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
 from clipray.manifest import EmbeddingsFolder
 from tests.drawing import write_shards
 
@@ -119,3 +119,21 @@ def test_an_unknown_model_leaves_no_output(config):
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         embed(config.model_copy(update={"model": "ViT-B-23"}))
     assert not config.output.exists()
+
+
+def test_a_hopeless_run_stops_early(config, tmp_path):
+    hopeless = write_shards(tmp_path / "hopeless", count=120, per_shard=120)
+    for number in range(40):
+        (tmp_path / "no").mkdir(exist_ok=True)
+        (tmp_path / f"no/{number}.png").write_bytes(b"no picture")
+    given = {"input": (str(hopeless), str(tmp_path / "no")), "modality": "image"}
+    tolerant = config.model_copy(update=given)
+    assert embed(tolerant).rejected == {"not a readable image": 40}
+    strict = tolerant.model_copy(update={"output": tmp_path / "s", "max_reject_fraction": 0.2})
+    with pytest.raises(ClipRayError, match="40 of 160 samples were rejected"):
+        embed(strict)
+
+
+def test_the_pool_of_actors_may_grow(config):
+    report = embed(config.model_copy(update={"max_workers": 2}))
+    assert report.rows == 40
