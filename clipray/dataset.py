@@ -17,6 +17,7 @@ from clipray.errors import InputError
 
 IMAGES_PER_SHARD = 1_000  # of a plain folder
 MAX_TEXT_BYTES = 4 << 20
+SIGNED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Shard:
     def signature(self) -> str:
         """A value that changes when the shard is replaced."""
         if not self.names:
-            return f"{self.path.stat().st_size} bytes"
+            return _tar_signature(self.path)
         listed = "\n".join(f"{name} {(self.path / name).stat().st_size}" for name in self.names)
         return f"{len(self.names)} files, {hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
 
@@ -210,6 +211,14 @@ def _find_images(source: str, path: Path) -> Found:
     )
     starts = range(0, len(names), IMAGES_PER_SHARD)
     return Found(tuple(_slice(source, path, names[i : i + IMAGES_PER_SHARD]) for i in starts))
+
+
+def _tar_signature(path: Path) -> str:
+    # The ends tell a replaced tar of the same size: the first headers, and the last members.
+    size = path.stat().st_size
+    ends = (Location(path, start, SIGNED_BYTES) for start in (0, max(0, size - SIGNED_BYTES)))
+    signed = b"".join(end.read(SIGNED_BYTES) for end in ends)
+    return f"{size} bytes, {hashlib.sha256(signed).hexdigest()[:16]}"
 
 
 def _slice(source: str, path: Path, names: list[str]) -> Shard:
