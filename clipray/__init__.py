@@ -10,7 +10,7 @@ Floors, imports only go down:
 4. `train`, `embed`, `index`, `client`; `cluster`, the one place that starts Ray
 3. `builder`, `part`, `trainer`; `loader`, `encoder`, `shard`, `embeddings`
 2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`
-1. `manifest`, `images`, `texts`, `augment`, `tar`, `report`, `metrics`
+1. `manifest`, `samples`, `images`, `texts`, `augment`, `tar`, `report`, `metrics`
 0. `config`, `matches`, `storage`, `errors`
 """
 

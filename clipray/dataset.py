@@ -1,7 +1,7 @@
-"""Folders of img2dataset shards or plain images, as samples.
+"""Folders of img2dataset shards, folders of images and text files, as shards of samples.
 
-A source is cut into shards, a shard lists its samples from headers and file names alone, and a
-sample is read by offset. Pixels are not decoded here, and nothing is extracted to the disk.
+A source is cut into shards, and a shard lists its samples from headers, names and line ends alone.
+What a sample says is not read here.
 """
 
 import hashlib
@@ -9,101 +9,73 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from clipray import images, storage, tar
 from clipray.errors import InputError
+from clipray.samples import Entry, Listing, Location, as_unicode
 
 IMAGES_PER_SHARD = 1_000  # of a plain folder
-MAX_TEXT_BYTES = 4 << 20
+LINES_PER_SHARD = 10_000  # of a text file
 SIGNED_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where the bytes of one member lie."""
+class Shard(Protocol):
+    """A part of a source that is read at once: a tar, or a slice of a folder or of a text file."""
 
-    path: Path
-    offset: int
-    size: int
+    @property
+    def name(self) -> str:
+        """Stable name, which begins with that of the source."""
+        ...
 
-    def read(self, limit: int) -> bytes:
-        """At most `limit` bytes."""
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(min(self.size, limit))
+    @property
+    def path(self) -> Path:
+        """What is read: a file or a folder."""
+        ...
 
+    def signature(self) -> str:
+        """A value that changes when the shard is replaced."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A sample by name: its key `<source>/<key>` and where its members lie."""
-
-    key: str
-    image: Location | None = None
-    text: Location | None = None
-    record: Location | None = None
-    duplicate: bool = False
-
-    def read_image(self) -> bytes:
-        """The image file; longer ones are cut just past the limit, which `decode` then refuses."""
-        return self.image.read(images.MAX_BYTES + 1) if self.image else b""
-
-    def read_columns(self) -> dict[str, Any]:
-        """Metadata of the sample, `caption` (stripped, may be None) among it."""
-        columns = _parse_record(self.record.read(MAX_TEXT_BYTES)) if self.record else {}
-        caption = columns.get("caption")
-        if self.text:
-            caption = self.text.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace")
-        columns["caption"] = str(caption).strip() or None if caption is not None else None
-        return columns
+    def list(self) -> Listing:
+        """Find the samples; reads headers, names and line ends only."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """The samples of a shard, and why it is not whole, if it is not."""
-
-    entries: tuple[Entry, ...]
-    damage: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A tar, or a slice of a folder's sorted image names.
+class TarShard:
+    """A tar of img2dataset's `webdataset` output.
 
     Attributes:
         source: name of its source, the first part of every key.
-        path: the tar, or the folder.
-        names: paths of images relative to the folder; empty for a tar.
         expected: number of samples that `_stats.json` promises, None where there is none.
     """
 
     source: str
     path: Path
-    names: tuple[str, ...] = ()
     expected: int | None = None
 
     @property
     def name(self) -> str:
-        """Stable name of the shard: `<source>/<tar>` or `<source>/<first image>`."""
-        return as_unicode(f"{self.source}/{self.names[0] if self.names else self.path.name}")
+        """`<source>/<tar>`."""
+        return as_unicode(f"{self.source}/{self.path.name}")
 
     def signature(self) -> str:
-        """A value that changes when the shard is replaced."""
-        if not self.names:
-            return _tar_signature(self.path)
-        listed = "\n".join(f"{name} {(self.path / name).stat().st_size}" for name in self.names)
-        return f"{len(self.names)} files, {hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
+        """Size and ends: the first headers and the last members tell a tar of the same size."""
+        size = self.path.stat().st_size
+        starts = (0, max(0, size - SIGNED_BYTES))
+        ends = [Location(self.path, start, SIGNED_BYTES).read(SIGNED_BYTES) for start in starts]
+        return f"{size} bytes, {hashlib.sha256(b''.join(ends)).hexdigest()[:16]}"
 
     def list(self) -> Listing:
-        """Find the samples; reads headers and names only."""
+        """One entry a key; damage where the tar or the count is not whole."""
         try:
-            if self.names:
-                return Listing(tuple(self._folder_entries()))
             scanned = tar.scan(self.path)
         except OSError as error:
             return Listing((), f"cannot be read ({error.strerror})")
-        entries = tuple(self._tar_entries(scanned.members))
+        entries = tuple(self._entries(scanned.members))
         return Listing(entries, scanned.damage or self._miscount(entries))
 
     def _miscount(self, entries: Sequence[Entry]) -> str | None:
@@ -111,12 +83,7 @@ class Shard:
             return None
         return f"holds {len(entries)} samples, its _stats.json says {self.expected}"
 
-    def _folder_entries(self) -> Iterator[Entry]:
-        for name in self.names:
-            path = self.path / name
-            yield Entry(as_unicode(f"{self.source}/{name}"), _whole(path), _beside(path), None)
-
-    def _tar_entries(self, members: Iterable[tar.Member]) -> Iterator[Entry]:
+    def _entries(self, members: Iterable[tar.Member]) -> Iterator[Entry]:
         groups: dict[tuple[str, int], dict[str, Location]] = {}
         repeats: dict[str, int] = {}
         for member in members:
@@ -133,6 +100,85 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class FolderShard:
+    """A slice of a folder's sorted image names, which are relative to it."""
+
+    source: str
+    path: Path
+    names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`<source>/<first image>`."""
+        return as_unicode(f"{self.source}/{self.names[0]}")
+
+    def signature(self) -> str:
+        """Names and sizes."""
+        listed = "\n".join(f"{name} {(self.path / name).stat().st_size}" for name in self.names)
+        return f"{len(self.names)} files, {hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
+
+    def list(self) -> Listing:
+        """One entry an image; its caption stands beside it in a `.txt` of the same stem."""
+        try:
+            return Listing(tuple(self._entries()))
+        except OSError as error:
+            return Listing((), f"cannot be read ({error.strerror})")
+
+    def _entries(self) -> Iterator[Entry]:
+        for name in self.names:
+            path = self.path / name
+            yield Entry(as_unicode(f"{self.source}/{name}"), _whole(path), _beside(path))
+
+
+@dataclass(frozen=True, slots=True)
+class TextShard:
+    """A run of lines of a text file, from byte `start` on.
+
+    Attributes:
+        first: number of the first line, counted from 0; line n has the key `<source>/<n>`.
+        count: how many lines.
+    """
+
+    source: str
+    path: Path
+    start: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """`<source>/<number of the first line>`."""
+        return as_unicode(f"{self.source}/{self.first:09d}")
+
+    def signature(self) -> str:
+        """The lines themselves."""
+        digest = hashlib.sha256()
+        for _, line in self._lines():
+            digest.update(line)
+        return f"{self.count} lines, {digest.hexdigest()[:16]}"
+
+    def list(self) -> Listing:
+        """One entry a line; an empty one has no caption and is rejected later."""
+        try:
+            return Listing(tuple(self._entries()))
+        except OSError as error:
+            return Listing((), f"cannot be read ({error.strerror})")
+
+    def _entries(self) -> Iterator[Entry]:
+        for number, (offset, line) in enumerate(self._lines(), self.first):
+            text = Location(self.path, offset, len(line))
+            yield Entry(as_unicode(f"{self.source}/{number:09d}"), text=text)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with self.path.open("rb") as stream:
+            stream.seek(self.start)
+            offset = self.start
+            for line in islice(stream, self.count):
+                yield offset, line
+                offset += len(line)
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The shards of all inputs in their order, and what was passed over with the reason."""
 
@@ -144,8 +190,9 @@ def find_shards(inputs: Sequence[str]) -> Found:
     """Cut the inputs into shards.
 
     Args:
-        inputs: folders of img2dataset tars, single tars, or folders of images; each may be
-            given as `NAME=FOLDER`, the name is the folder's own by default.
+        inputs: folders of img2dataset tars, single tars, folders of images, or text files with
+            one text a line; each may be given as `NAME=PATH`, the name is the path's last part
+            by default.
 
     Raises:
         InputError: when an input is missing or empty, or two share a name.
@@ -166,17 +213,14 @@ def find_shards(inputs: Sequence[str]) -> Found:
     return Found(tuple(shards), skipped)
 
 
-def as_unicode(name: str) -> str:
-    """A file name that any encoder takes; bytes of it that are no text become escapes."""
-    return name.encode("utf-8", errors="backslashreplace").decode()
-
-
 def _named_sources(inputs: Sequence[str]) -> list[tuple[str, Path]]:
     sources: dict[str, Path] = {}
     for given in inputs:
         name, path = storage.named_path(given)
         if not path.exists():
-            raise InputError(f"{path}: no such folder or file; --input takes a folder or a .tar")
+            raise InputError(
+                f"{path}: no such folder or file; --input takes a folder, a .tar or a .txt"
+            )
         if name in sources:
             raise InputError(f"two inputs are called '{name}'; name one: --input other={path}")
         sources[name] = path
@@ -193,9 +237,7 @@ def _find_tars(source: str, path: Path) -> Found | None:
     }  # fmt: skip
     return Found(
         tuple(
-            Shard(source, file, expected=count)
-            for file, count in stats.items()
-            if file not in unfinished
+            TarShard(source, file, count) for file, count in stats.items() if file not in unfinished
         ),
         {str(file): "no _stats.json, img2dataset has not finished it" for file in unfinished},
     )
@@ -203,26 +245,32 @@ def _find_tars(source: str, path: Path) -> Found | None:
 
 def _find_images(source: str, path: Path) -> Found:
     if path.is_file():
-        raise InputError(f"{path}: a file; expected a folder of images or of img2dataset shards")
+        return _find_lines(source, path)
     names = sorted(
         str(file.relative_to(path))
         for file in path.rglob("*")
         if file.suffix.lower() in images.SUFFIXES and file.is_file()
     )
     starts = range(0, len(names), IMAGES_PER_SHARD)
-    return Found(tuple(_slice(source, path, names[i : i + IMAGES_PER_SHARD]) for i in starts))
+    slices = (tuple(names[start : start + IMAGES_PER_SHARD]) for start in starts)
+    return Found(tuple(FolderShard(source, path, names) for names in slices))
 
 
-def _tar_signature(path: Path) -> str:
-    # The ends tell a replaced tar of the same size: the first headers, and the last members.
-    size = path.stat().st_size
-    ends = (Location(path, start, SIGNED_BYTES) for start in (0, max(0, size - SIGNED_BYTES)))
-    signed = b"".join(end.read(SIGNED_BYTES) for end in ends)
-    return f"{size} bytes, {hashlib.sha256(signed).hexdigest()[:16]}"
-
-
-def _slice(source: str, path: Path, names: list[str]) -> Shard:
-    return Shard(source, path, names=tuple(names))
+def _find_lines(source: str, path: Path) -> Found:
+    if path.suffix != ".txt":
+        raise InputError(
+            f"{path}: expected a folder of images or of img2dataset shards, a .tar of them, or a "
+            ".txt with one text a line"
+        )
+    shards: list[TextShard] = []
+    start = first = 0
+    with path.open("rb") as stream:
+        while lines := list(islice(stream, LINES_PER_SHARD)):
+            shards.append(TextShard(source, path, start, first, len(lines)))
+            start, first = start + sum(map(len, lines)), first + len(lines)
+    if not shards:
+        raise InputError(f"{path}: empty; expected one text a line")
+    return Found(tuple(shards))
 
 
 def _successes(file: Path) -> int | None:
@@ -250,21 +298,3 @@ def _whole(path: Path) -> Location:
 def _beside(path: Path) -> Location | None:
     text = path.with_suffix(".txt")
     return _whole(text) if text.is_file() else None
-
-
-def _parse_record(data: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
-    return {as_unicode(name): _flat(value) for name, value in record.items() if name != "key"}
-
-
-def _flat(value: Any) -> Any:
-    if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str):  # JSON may hold half of an emoji, which no file can
-        return value.encode("utf-8", errors="replace").decode()
-    return value

@@ -44,8 +44,8 @@ class EmbedConfig(Config):
 
     input: tuple[str, ...] = Field(
         min_length=1,
-        description="folder of img2dataset shards or of images, or one .tar; may be repeated, "
-        "and given as NAME=FOLDER",
+        description="folder of img2dataset shards or of images, one .tar, or a .txt with one text "
+        "a line; may be repeated, and given as NAME=PATH",
     )
     output: Path = Field(description="embeddings folder; an unfinished one is continued")
     model: str = Field(description="open_clip model name, or a model folder")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from clipray.augment import sample_seeds
 from clipray.config import Config
-from clipray.dataset import Entry
 from clipray.errors import ConfigError, ImageError, InputError
+from clipray.samples import Entry
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipray import storage
-from clipray.dataset import Entry, Shard, as_unicode
+from clipray.dataset import Shard
 from clipray.embeddings import KEY_COLUMN
 from clipray.encoder import Encoder, Pixels
 from clipray.errors import ImageError
 from clipray.manifest import EmbeddingsFolder, FileRecord, Modality, PartManifest, write_json
+from clipray.samples import Entry, as_unicode
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

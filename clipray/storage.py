@@ -122,7 +122,7 @@ def named_path(given: str) -> tuple[str, Path]:
     """Take `NAME=PATH`, or a path whose name is that of its last part; the path is absolute."""
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     path = Path(named[2] if named else given).resolve()
-    return named[1] if named else path.name.removesuffix(".tar"), path
+    return named[1] if named else path.name.removesuffix(".tar").removesuffix(".txt"), path
 
 
 def occupied(path: Path) -> bool:

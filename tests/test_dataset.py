@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from clipray.dataset import IMAGES_PER_SHARD, Shard, find_shards
+from clipray.dataset import IMAGES_PER_SHARD, LINES_PER_SHARD, TarShard, find_shards
 from clipray.errors import InputError
 from tests.drawing import drawings, write_folder, write_member, write_shards
 
@@ -231,11 +231,13 @@ def test_two_inputs_of_one_name_clash(tmp_path):
 
 def test_missing_and_wrong_inputs_are_told(tmp_path):
     (tmp_path / "a.zip").touch()
+    (tmp_path / "a.txt").touch()
     for given, told in [
         (tmp_path / "none", "no such folder"),
         (tmp_path / "none.tar", "no such folder"),
         (tmp_path, r"no image and no \.tar"),
-        (tmp_path / "a.zip", "a file; expected a folder"),
+        (tmp_path / "a.txt", "empty"),
+        (tmp_path / "a.zip", "expected a folder of images"),
     ]:
         with pytest.raises(InputError, match=told):
             find_shards([str(given)])
@@ -278,4 +280,24 @@ def test_a_sample_without_an_image_reads_as_no_bytes(tmp_path):
     (found,) = entries(write_tar(tmp_path / "x.tar", [("a.txt", b"only text")]))
     assert found.image is None
     assert found.read_image() == b""
-    assert isinstance(find_shards([str(tmp_path / "x.tar")]).shards[0], Shard)
+    assert isinstance(find_shards([str(tmp_path / "x.tar")]).shards[0], TarShard)
+
+
+def test_a_text_file_is_one_sample_a_line(tmp_path):
+    lines = ["first", "", "dritte Zeile, ä", "last, without an end"]
+    (tmp_path / "words.txt").write_bytes("\r\n".join(lines).encode())
+    (shard,) = find_shards([str(tmp_path / "words.txt")]).shards
+    entries = shard.list().entries
+    assert [entry.key for entry in entries] == [f"words/{n:09d}" for n in range(4)]
+    assert [entry.read_columns()["caption"] or "" for entry in entries] == lines
+
+
+def test_a_long_text_file_is_cut_into_shards_that_miss_no_line(tmp_path):
+    count = 2 * LINES_PER_SHARD + 5
+    (tmp_path / "w.txt").write_text("".join(f"text {n}\n" for n in range(count)))
+    shards = find_shards([f"many={tmp_path / 'w.txt'}"]).shards
+    entries = [entry for shard in shards for entry in shard.list().entries]
+    assert [len(shard.list().entries) for shard in shards] == [LINES_PER_SHARD] * 2 + [5]
+    assert entries[-1].key == f"many/{count - 1:09d}"
+    assert entries[LINES_PER_SHARD].read_columns()["caption"] == f"text {LINES_PER_SHARD}"
+    assert len({shard.signature() for shard in shards}) == 3

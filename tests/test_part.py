@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipray.dataset import Shard, find_shards
+from clipray.dataset import TarShard, find_shards
 from clipray.manifest import EmbeddingsFolder
 from clipray.part import PartPlan, PartSettings, embed_shard
 from tests.drawing import Drawing, drawings, write_member, write_sample
@@ -40,7 +40,7 @@ def messy(tmp_path):
         for number in (3, 4):
             write_sample(tar, f"good{number}", drawn[number])
         write_member(tar, "good4.json", b"{}")
-    return Shard("m", path)
+    return TarShard("m", path)
 
 
 def columns(folder, part=0):
@@ -174,7 +174,7 @@ def test_a_damaged_shard_writes_nothing(folder, messy, encoder, damage):
 def test_a_shard_of_which_nothing_is_left_is_a_part_without_rows(folder, encoder, tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         write_sample(tar, "a", Drawing("x", b"no"))
-    report = embed_shard(PartPlan(0, Shard("s", tmp_path / "x.tar")), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, TarShard("s", tmp_path / "x.tar")), BOTH, folder, encoder)
     assert (report.rows, report.rejected) == (0, {"not a readable image": 1})
     assert vectors(folder, "image").shape == (0, encoder.identity.dim)
     assert columns(folder)["image_path"] == []
@@ -191,7 +191,7 @@ def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
         for number, (record, drawing) in enumerate(zip(records, drawings(3), strict=True)):
             write_member(tar, f"{number}.json", json.dumps(record).encode())
             write_member(tar, f"{number}.png", drawing.png)
-    plan = PartPlan(0, Shard("s", tmp_path / "x.tar"))
+    plan = PartPlan(0, TarShard("s", tmp_path / "x.tar"))
     assert embed_shard(plan, PartSettings(("image",)), folder, encoder).rows == 3
     found = columns(folder)
     assert found["image_path"] == ["s/0", "s/1", "s/2"]

@@ -1,0 +1,84 @@
+"""One sample by name: where its members lie, and what they say.
+
+A sample is read by offset, and nothing is extracted to the disk. Pixels are not decoded here, and
+where samples are found is not known.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipray import images
+
+MAX_TEXT_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the bytes of one member lie."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self, limit: int) -> bytes:
+        """At most `limit` bytes."""
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(min(self.size, limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A sample by name: its key `<source>/<key>` and where its members lie."""
+
+    key: str
+    image: Location | None = None
+    text: Location | None = None
+    record: Location | None = None
+    duplicate: bool = False
+
+    def read_image(self) -> bytes:
+        """The image file; longer ones are cut just past the limit, which `decode` then refuses."""
+        return self.image.read(images.MAX_BYTES + 1) if self.image else b""
+
+    def read_columns(self) -> dict[str, Any]:
+        """Metadata of the sample, `caption` (stripped, may be None) among it."""
+        columns = _parse_record(self.record.read(MAX_TEXT_BYTES)) if self.record else {}
+        caption = columns.get("caption")
+        if self.text:
+            caption = self.text.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace")
+        columns["caption"] = str(caption).strip() or None if caption is not None else None
+        return columns
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The samples of a shard, and why it is not whole, if it is not."""
+
+    entries: tuple[Entry, ...]
+    damage: str | None = None
+
+
+def as_unicode(name: str) -> str:
+    """A file name that any encoder takes; bytes of it that are no text become escapes."""
+    return name.encode("utf-8", errors="backslashreplace").decode()
+
+
+def _parse_record(data: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    return {as_unicode(name): _flat(value) for name, value in record.items() if name != "key"}
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):  # JSON may hold half of an emoji, which no file can
+        return value.encode("utf-8", errors="replace").decode()
+    return value
