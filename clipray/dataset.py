@@ -119,10 +119,7 @@ class FolderShard:
 
     def list(self) -> Listing:
         """One entry an image; its caption stands beside it in a `.txt` of the same stem."""
-        try:
-            return Listing(tuple(self._entries()))
-        except OSError as error:
-            return Listing((), f"cannot be read ({error.strerror})")
+        return _listing(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
         for name in self.names:
@@ -159,10 +156,7 @@ class TextShard:
 
     def list(self) -> Listing:
         """One entry a line; an empty one has no caption and is rejected later."""
-        try:
-            return Listing(tuple(self._entries()))
-        except OSError as error:
-            return Listing((), f"cannot be read ({error.strerror})")
+        return _listing(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
         for number, (offset, line) in enumerate(self._lines(), self.first):
@@ -279,6 +273,13 @@ def _successes(file: Path) -> int | None:
         return int(json.loads(stats.read_bytes())["successes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _listing(entries: Iterator[Entry]) -> Listing:
+    try:
+        return Listing(tuple(entries))
+    except OSError as error:
+        return Listing((), f"cannot be read ({error.strerror})")
 
 
 def _split_name(name: str) -> tuple[str, str | None]:
