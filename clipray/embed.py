@@ -114,11 +114,12 @@ def embed(config: EmbedConfig) -> EmbedReport:
         OutputError: the output holds something else.
     """
     found = find_shards(config.input)
-    source = _absolute(ModelSource(name=config.model, pretrained=config.pretrained))
+    source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
     folder = EmbeddingsFolder(config.output.resolve())
     _require_ours(folder)
     manifest = _begin(folder, config, source, clip.load(source).identity(), found.shards)
-    plans = [PartPlan(manifest.shards.index(shard.name), shard) for shard in found.shards]
+    numbers = {name: number for number, name in enumerate(manifest.shards)}
+    plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
     done = folder.parts()
     _require_unchanged(plans, done)
     todo = [plan for plan in plans if plan.part not in done]
@@ -217,9 +218,9 @@ def _begin(
                 "use another --output"
             )
     known = begun.shards if begun else ()
-    fresh = tuple(shard.name for shard in shards if shard.name not in set(known))
+    names = tuple(dict.fromkeys([*known, *(shard.name for shard in shards)]))  # known ones first
     manifest = EmbeddingsManifest(
-        model=identity, source=source, modality=config.modality, shards=known + fresh
+        model=identity, source=source, modality=config.modality, shards=names
     )
     if manifest != begun:
         write_json(folder.manifest, manifest)
@@ -254,10 +255,3 @@ def _report(
         embedded=embedded,
         images_per_s=embedded / seconds if seconds else 0.0,
     )
-
-
-def _absolute(source: ModelSource) -> ModelSource:
-    def absolute(name: str | None) -> str | None:
-        return str(Path(name).resolve()) if name and Path(name).exists() else name
-
-    return ModelSource(name=absolute(source.name) or "", pretrained=absolute(source.pretrained))

@@ -83,6 +83,15 @@ class ModelSource(Config):
     name: str
     pretrained: str | None = None
 
+    def absolute(self) -> "ModelSource":
+        """The same for a worker that runs in another folder; names and tags stay as they are."""
+        name, file = Path(self.name), Path(self.pretrained or "")
+        is_path = name.is_file() or ModelFolder(name).config.is_file()
+        return ModelSource(
+            name=str(name.resolve()) if is_path else self.name,
+            pretrained=str(file.resolve()) if file.is_file() else self.pretrained,
+        )
+
 
 class ModelManifest(Config):
     """`clipray.json` of a model folder."""

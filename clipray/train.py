@@ -86,11 +86,12 @@ def train(config: TrainConfig) -> TrainReport:
     output = config.output.resolve()
     if storage.occupied(output):
         raise OutputError(f"{output}: exists already; choose another --output or remove it")
-    config = _absolute(config)
+    source = _source(config).absolute()
+    config = config.model_copy(update={"model": source.name, "pretrained": source.pretrained})
     entries = _find_entries(config)
     # A wrong plan or model is told here and not by a worker.
     plan = Plan(len(entries), config.loader.batch_size, config.seed, world=config.workers)
-    clip.create(_source(config), config.seed)
+    clip.create(source, config.seed)
     output.parent.mkdir(parents=True, exist_ok=True)
     with _run_folder(output) as run, cluster.session(cpus=config.workers * config.cpus_per_worker):
         steps = plan.steps * config.epochs
@@ -155,14 +156,6 @@ def _find_entries(config: TrainConfig) -> list[Entry]:
 
 def _source(config: TrainConfig) -> ModelSource:
     return ModelSource(name=config.model, pretrained=config.pretrained)
-
-
-def _absolute(config: TrainConfig) -> TrainConfig:
-    """Workers run in folders of their own."""
-    model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
-    file = config.pretrained and Path(config.pretrained).is_file()
-    pretrained = str(Path(config.pretrained or "").resolve()) if file else config.pretrained
-    return config.model_copy(update={"model": model, "pretrained": pretrained})
 
 
 def _fit(config: TrainConfig, entries: list[Entry], run: Path) -> ray.train.Result:

@@ -183,3 +183,13 @@ def test_a_file_of_another_kind_is_no_manifest(tmp_path):
 
 def test_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_paths_of_a_model_become_absolute_and_tags_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()  # a folder that happens to be called as a tag is
+    (tmp_path / "w.pt").touch()
+    tagged = ModelSource(name="ViT-B-32", pretrained="openai")
+    assert tagged.absolute() == tagged
+    filed = ModelSource(name="ViT-B-32", pretrained="w.pt").absolute()
+    assert filed == ModelSource(name="ViT-B-32", pretrained=str(tmp_path / "w.pt"))

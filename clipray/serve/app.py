@@ -106,7 +106,7 @@ def open_catalog(args: ServeArgs) -> Catalog:
         manifests[0].model.require(manifest.model, f"{folder.root}: its model")
     source = manifests[0].source
     if args.model:
-        source = ModelSource(name=args.model, pretrained=args.pretrained)
+        source = ModelSource(name=args.model, pretrained=args.pretrained).absolute()
     return Catalog(model=manifests[0].model, source=source, folders=tuple(folders))
 
 

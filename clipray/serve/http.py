@@ -4,6 +4,7 @@ Requests are validated here and errors become JSON with the right status. Where 
 from is not known: a test puts an in-process index behind the same routes.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Any, Protocol
@@ -74,7 +75,8 @@ def _add_search(app: FastAPI, searcher: Searcher) -> None:
             return JSONResponse((await searcher.search(query)).to_json())
         if len(query) > MAX_QUERIES:
             raise UsageError(f"{len(query)} queries in one request, at most {MAX_QUERIES}")
-        return JSONResponse([(await searcher.search(one)).to_json() for one in query])
+        replies = await asyncio.gather(*[searcher.search(one) for one in query])
+        return JSONResponse([reply.to_json() for reply in replies])
 
     @app.post("/embed")
     async def embed(term: Term) -> Any:
