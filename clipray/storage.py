@@ -6,7 +6,6 @@ then published. This module does not know what the files mean.
 
 import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,8 +17,6 @@ from typing_extensions import Buffer
 
 CHUNK = 1 << 20
 STAGING_SUFFIX = ".tmp"
-
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -116,13 +113,6 @@ def staged_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     sync_folder(path.parent)
-
-
-def named_path(given: str) -> tuple[str, Path]:
-    """Take `NAME=PATH`, or a path whose name is that of its last part; the path is absolute."""
-    named = None if Path(given).exists() else _NAMED.fullmatch(given)
-    path = Path(named[2] if named else given).resolve()
-    return named[1] if named else path.name.removesuffix(".tar").removesuffix(".txt"), path
 
 
 def occupied(path: Path) -> bool:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipray.embed import EmbedConfig, embed
+from clipray.embeddings import EmbeddingsFolder
 from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
-from clipray.manifest import EmbeddingsFolder
 from tests.drawing import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")

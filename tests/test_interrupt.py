@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from clipray.manifest import EmbeddingsFolder, IndexFolder
+from clipray.embeddings import EmbeddingsFolder
+from clipray.manifest import IndexFolder
 from tests.drawing import write_folder
 
 START_S = 120  # until Ray stands, on a busy machine

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipray.manifest import EmbeddingsFolder
+from clipray.embeddings import EmbeddingsFolder
 from tests.drawing import write_shards
 
 SHARDS = 40

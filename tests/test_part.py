@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipray.dataset import TarShard, find_shards
-from clipray.manifest import EmbeddingsFolder
-from clipray.part import PartPlan, PartSettings, embed_shard
+from clipray.dataset import find_shards
+from clipray.embeddings import EmbeddingsFolder
+from clipray.part import PartPlan, Workshop, embed_shard
+from clipray.prepare import PartSettings
+from clipray.shards import TarShard
 from tests.drawing import Drawing, drawings, write_member, write_sample
 
 BOTH = PartSettings(("image", "text"), batch_size=4)
@@ -57,7 +59,7 @@ def rejected(folder, part=0):
 
 
 def test_rows_and_vectors_stand_in_one_order(folder, messy, encoder):
-    report = embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     found = columns(folder)
     assert found["image_path"] == [f"m/good{number}" for number in range(5)]
     assert report.rows == 5
@@ -72,7 +74,7 @@ def test_rows_and_vectors_stand_in_one_order(folder, messy, encoder):
 
 
 def test_in_is_out_and_rejected(folder, messy, encoder):
-    report = embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     assert rejected(folder) == {
         "m/halfway": "no image",
         "m/broken": "not a readable image",
@@ -92,7 +94,7 @@ def test_in_is_out_and_rejected(folder, messy, encoder):
 
 
 def test_the_marker_says_what_is_there(folder, messy, encoder):
-    embed_shard(PartPlan(7, messy), BOTH, folder, encoder)
+    embed_shard(PartPlan(7, messy), Workshop(BOTH, folder, encoder))
     (part,) = folder.parts().values()
     assert (part.shard, part.rows, part.model) == ("m/messy.tar", 5, encoder.identity.fingerprint)
     assert part.signature == messy.signature()
@@ -113,7 +115,7 @@ def test_the_marker_says_what_is_there(folder, messy, encoder):
 
 
 def test_the_place_of_every_image_is_kept(folder, messy, encoder):
-    embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     found = columns(folder)
     places = zip(
         found["source_path"], found["source_offset"], found["source_size"], drawings(5), strict=True
@@ -123,8 +125,8 @@ def test_the_place_of_every_image_is_kept(folder, messy, encoder):
 
 
 def test_one_tower_asks_for_what_it_needs(folder, messy, encoder):
-    images = embed_shard(PartPlan(0, messy), PartSettings(("image",)), folder, encoder)
-    texts = embed_shard(PartPlan(1, messy), PartSettings(("text",)), folder, encoder)
+    images = embed_shard(PartPlan(0, messy), Workshop(PartSettings(("image",)), folder, encoder))
+    texts = embed_shard(PartPlan(1, messy), Workshop(PartSettings(("text",)), folder, encoder))
     assert (images.rows, texts.rows) == (6, 8)
     assert columns(folder, 0)["caption"][5 - 2] is None
     assert "m/broken" in columns(folder, 1)["image_path"]
@@ -134,9 +136,9 @@ def test_one_tower_asks_for_what_it_needs(folder, messy, encoder):
 
 def test_a_rerun_writes_the_same(folder, messy, encoder):
     plan = PartPlan(0, messy)
-    first = embed_shard(plan, BOTH, folder, encoder)
+    first = embed_shard(plan, Workshop(BOTH, folder, encoder))
     before = folder.parts()
-    assert embed_shard(plan, BOTH, folder, encoder).rejected == first.rejected
+    assert embed_shard(plan, Workshop(BOTH, folder, encoder)).rejected == first.rejected
     assert folder.parts() == before
 
 
@@ -147,9 +149,9 @@ def test_a_rerun_writes_the_same(folder, messy, encoder):
 def test_batches_and_threads_change_nothing(folder, messy, encoder, batch, threads):
     wanted = PartPlan(0, messy)
     if not folder.done(0).exists():
-        embed_shard(wanted, BOTH, folder, encoder)
+        embed_shard(wanted, Workshop(BOTH, folder, encoder))
     settings_ = PartSettings(("image", "text"), batch_size=batch, decode_threads=threads)
-    embed_shard(PartPlan(1, messy), settings_, folder, encoder)
+    embed_shard(PartPlan(1, messy), Workshop(settings_, folder, encoder))
     assert columns(folder, 1) == columns(folder, 0)
     assert rejected(folder, 1) == rejected(folder, 0)
     for modality in ("image", "text"):
@@ -165,7 +167,7 @@ def test_a_damaged_shard_writes_nothing(folder, messy, encoder, damage):
     else:
         messy.path.with_name("messy_stats.json").write_text('{"successes": 99}')
     (shard,) = find_shards([str(messy.path)]).shards
-    report = embed_shard(PartPlan(0, shard), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, shard), Workshop(BOTH, folder, encoder))
     assert report.damage
     assert report.rows == 0
     assert not folder.root.exists()
@@ -174,7 +176,9 @@ def test_a_damaged_shard_writes_nothing(folder, messy, encoder, damage):
 def test_a_shard_of_which_nothing_is_left_is_a_part_without_rows(folder, encoder, tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         write_sample(tar, "a", Drawing("x", b"no"))
-    report = embed_shard(PartPlan(0, TarShard("s", tmp_path / "x.tar")), BOTH, folder, encoder)
+    report = embed_shard(
+        PartPlan(0, TarShard("s", tmp_path / "x.tar")), Workshop(BOTH, folder, encoder)
+    )
     assert (report.rows, report.rejected) == (0, {"not a readable image": 1})
     assert vectors(folder, "image").shape == (0, encoder.identity.dim)
     assert columns(folder)["image_path"] == []
@@ -192,7 +196,7 @@ def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
             write_member(tar, f"{number}.json", json.dumps(record).encode())
             write_member(tar, f"{number}.png", drawing.png)
     plan = PartPlan(0, TarShard("s", tmp_path / "x.tar"))
-    assert embed_shard(plan, PartSettings(("image",)), folder, encoder).rows == 3
+    assert embed_shard(plan, Workshop(PartSettings(("image",)), folder, encoder)).rows == 3
     found = columns(folder)
     assert found["image_path"] == ["s/0", "s/1", "s/2"]
     assert found["width"] == ["1", "wide", None]
