@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from clipray import clip, cluster, storage, uri
+from clipray import clip, cluster, storage
 from clipray.account import Account, EmbedReport
 from clipray.config import Config, to_yaml
 from clipray.dataset import find_shards
@@ -113,12 +113,12 @@ def _embed(
     samples = _expected(todo)
     with cluster.session(cpus=config.workers):
         fleet = plan_fleet(
+            cluster.resources(),
             config.workers,
             config.max_workers,
-            config.gpus_per_worker,
+            0 if config.device == "cpu" else config.gpus_per_worker,
             samples=samples,
             shards=len(todo),
-            remote=any(not uri.is_local(plan.shard.path) for plan in todo),
         )
         settings = PartSettings(
             modalities_of(config.modality),

@@ -6,7 +6,7 @@ so the object store stays empty and an actor that dies costs a repetition of its
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from clipray.prepare import PartSettings
 from clipray.tally import Tally, drawn
 
 MAX_TASKS = 10_000  # more shards than that are dealt out several to a task
+SHARDS_AT_ONCE = 2  # of an actor: one is fetched, listed or written while the other is encoded
 SAMPLES_PER_ACTOR = 1_000  # fewer do not pay for the start of one more
 
 
@@ -37,15 +38,12 @@ class Fleet:
         most: that the pool may grow to with its backlog.
         cpus: of one actor.
         gpus: of one actor.
-        shards_at_once: of one actor; with two, one is listed, decoded or written while the other
-            is encoded.
     """
 
     fewest: int
     most: int
     cpus: float
     gpus: float
-    shards_at_once: int
 
     @property
     def decode_threads(self) -> int:
@@ -54,25 +52,24 @@ class Fleet:
 
 
 def plan_fleet(
+    has: Mapping[str, float],
     fewest: int,
     most: int | None,
     gpus: float | None,
     *,
     samples: int | None,
     shards: int,
-    remote: bool,
 ) -> Fleet:
-    """Choose what the user left open, by what the running cluster has.
+    """Choose what the user left open, by what the cluster has.
 
     Args:
+        has: CPUs and GPUs of the cluster, as Ray calls them.
         fewest: actors at least.
         most: actors at most; as many as there is room and work for where None.
         gpus: of one actor; one where the cluster has any, where None.
         samples: to be embedded, if known.
         shards: to be embedded.
-        remote: whether shards have to be fetched first.
     """
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = (1.0 if has.get("GPU") else 0.0) if gpus is None else gpus
     room = has.get("GPU", 0) / gpus if gpus else has.get("CPU", 1)
     cpus = max(1.0, has.get("CPU", 1) // has["GPU"] * gpus) if gpus and has.get("GPU") else 1.0
@@ -83,7 +80,6 @@ def plan_fleet(
         most=max(1, min(fewest, shards), min(wanted, shards)),
         cpus=cpus,
         gpus=gpus,
-        shards_at_once=2 if gpus or remote else 1,
     )
 
 
@@ -137,8 +133,8 @@ def run_fleet(
         compute=ActorPoolStrategy(
             min_size=fleet.fewest,
             max_size=fleet.most,
-            max_concurrent_calls_per_actor=fleet.shards_at_once,
-            enable_true_multi_threading=fleet.shards_at_once > 1,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
         ),
         num_cpus=fleet.cpus,
         num_gpus=fleet.gpus,

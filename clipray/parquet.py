@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
-from clipray import images
+from clipray import images, uri
 from clipray.uri import AnyPath, is_local
 
 KEPT_GROUPS = 4
@@ -61,9 +62,19 @@ def read_image(path: AnyPath, row: int) -> bytes:
 
 def _open(path: AnyPath) -> Any:
     try:
-        return pq.ParquetFile(path if is_local(path) else path.open("rb"))
+        return pq.ParquetFile(path) if is_local(path) else _open_remote(path)
     except pa.ArrowException as error:
         raise OSError(None, f"no readable parquet: {error}") from None
+
+
+def _open_remote(path: UPath) -> Any:
+    """Only what is needed is read, or all of it from a server that knows no ranges."""
+    try:
+        return pq.ParquetFile(path.open("rb"))
+    except pa.ArrowException:
+        raise
+    except ValueError:
+        return pq.ParquetFile(pa.BufferReader(uri.read(path, 0, path.stat().st_size)))
 
 
 def _image_column(schema: pa.Schema) -> str | None:

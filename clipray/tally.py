@@ -11,6 +11,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 POLL_S = 0.5
 LOG_EVERY_S = 10.0  # where nobody watches, as in the log of a job
@@ -91,7 +92,8 @@ def drawn(total: Callable[[], int], samples: int | None, shards: int) -> Iterato
     thread = Thread(target=_follow, args=(total, bar, ended), daemon=True)
     thread.start()
     try:
-        yield bar
+        with logging_redirect_tqdm():  # or a warning would stand in the middle of the bar
+            yield bar
     finally:
         ended.set()
         thread.join()
