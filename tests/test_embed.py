@@ -10,7 +10,7 @@ import pytest
 from clipray.embed import EmbedConfig, embed
 from clipray.embeddings import EmbeddingsFolder
 from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
-from tests.drawing import write_shards
+from tests.drawing import write_files, write_parquets, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -137,3 +137,39 @@ def test_a_hopeless_run_stops_early(config, tmp_path):
 def test_the_pool_of_actors_may_grow(config):
     report = embed(config.model_copy(update={"max_workers": 2}))
     assert report.rows == 40
+
+
+def test_every_format_and_pattern_in_one_folder(config, tmp_path, encoder):
+    write_shards(tmp_path / "tars", 10, 5)
+    write_files(tmp_path / "files", 10, 5)
+    write_parquets(tmp_path / "rows", 10, 5)
+    given = (f"{tmp_path}/tars/{{00000..00002}}.tar", str(tmp_path / "files"), f"{tmp_path}/ro*")
+    report = embed(config.model_copy(update={"input": given}))
+    assert (report.samples, report.rows, report.filtered) == (30, 30, 0)
+    assert list(report.skipped) == [f"{tmp_path}/tars/00002.tar"]
+    assert report.exit_code == 3
+    folder = EmbeddingsFolder(config.output)
+    vectors = [np.load(folder.vectors(part, "text")) for part in range(6)]
+    tars, files, rows = (np.concatenate(vectors[start : start + 2]) for start in (0, 2, 4))
+    order = [pq.read_table(folder.metadata(part))["caption"].to_pylist() for part in range(6)]
+    by_caption = dict(zip(order[4] + order[5], rows, strict=True))
+    np.testing.assert_allclose(tars, files, atol=2e-3)
+    np.testing.assert_allclose(tars, [by_caption[c] for c in order[0] + order[1]], atol=2e-3)
+
+
+def test_a_filter_is_a_setting_of_the_folder(config):
+    filtered = config.model_copy(update={"filter": {"caption": {"$contains": "red"}}})
+    report = embed(filtered)
+    assert (report.samples, report.rows, report.filtered, report.exit_code) == (40, 10, 30, 0)
+    assert "40 samples = 10 rows + 0 rejected" in report.summary()
+    assert embed(filtered).embedded == 0
+    with pytest.raises(MismatchError, match=r"filter \{.+\}, not None"):
+        embed(config)
+
+
+def test_the_report_accounts_for_time_and_samples(config, capsys):
+    report = embed(config)
+    assert 0 < report.encoder_busy <= 1
+    assert report.images_per_s > 0
+    assert report.seconds["encode"] > 0
+    assert "40/40" in capsys.readouterr().err  # the bar counts samples, not shards

@@ -79,5 +79,5 @@ def test_damage_is_an_os_error(tmp_path):
         with pytest.raises(OSError, match="no readable parquet"):
             parquet.read_rows(path)
     path.write_bytes(b"PAR1" + b"\xff" * 200 + whole[204:])
-    with pytest.raises(OSError, match="header failed|damaged parquet"):
+    with pytest.raises(OSError, match=r"header failed|damaged parquet"):
         parquet.read_image(path, 0)

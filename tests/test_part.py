@@ -10,12 +10,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clipray import uri
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingsFolder
 from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
+from clipray.samples import Location
 from clipray.shards import TarShard
-from tests.drawing import Drawing, drawings, write_member, write_sample
+from tests.drawing import (
+    Drawing,
+    drawings,
+    write_files,
+    write_member,
+    write_parquets,
+    write_sample,
+)
 
 BOTH = PartSettings(("image", "text"), batch_size=4)
 
@@ -206,3 +215,93 @@ def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
     assert found["half"] == [None, "?", None]
     assert found["caption"] == [None, None, '{"a": 1}']
     assert all(isinstance(size, int) for size in found["source_size"])
+
+
+def test_a_filter_selects_and_what_it_leaves_is_counted(folder, messy, encoder):
+    settings = PartSettings(("image",), filter={"width": {"$exists": True}, "url": {"$ne": "no"}})
+    report = embed_shard(PartPlan(0, messy), Workshop(settings, folder, encoder))
+    done = folder.part(0)
+    assert (done.rows, done.filtered, report.samples) == (6, 1, 11)  # halfway.json has no width
+    assert done.rows + sum(done.rejected.values()) + done.filtered == done.samples
+    settings = PartSettings(("image",), filter={"caption": {"$contains": "red"}})
+    embed_shard(PartPlan(1, messy), Workshop(settings, folder, encoder))
+    assert all("red" in caption for caption in columns(folder, 1)["caption"])
+    assert folder.part(1).rows > 0
+
+
+def test_a_cut_at_every_block_is_told_or_loses_nothing(folder, encoder, tmp_path):
+    path, drawn = tmp_path / "00000.tar", drawings(4)
+    with tarfile.open(path, "w") as tar:
+        for number, drawing in enumerate(drawn):
+            write_sample(tar, str(number), drawing)
+    whole = path.read_bytes()
+    shop, outcomes = Workshop(BOTH, folder, encoder), set()
+    for part, end in enumerate(range(0, len(whole) + 1, 512)):
+        path.write_bytes(whole[:end])
+        report = embed_shard(PartPlan(part, TarShard("s", path)), shop)
+        assert bool(report.damage) != folder.done(part).exists()
+        assert report.damage or report.rows == len(drawn), f"cut at {end}"
+        outcomes.add(bool(report.damage))
+    assert outcomes == {True, False}
+
+
+def test_a_part_that_is_there_is_kept(folder, messy, encoder):
+    plan, shop = PartPlan(0, messy), Workshop(BOTH, folder, encoder)
+    first = embed_shard(plan, shop)
+    written = folder.vectors(0, "image").stat().st_mtime_ns
+    again = embed_shard(plan, shop)
+    assert (again.kept, again.rows, again.rejected) == (True, first.rows, first.rejected)
+    assert folder.vectors(0, "image").stat().st_mtime_ns == written
+    assert not first.kept
+
+
+def test_every_sample_ticks_and_the_time_is_told(folder, messy, encoder):
+    ticks = []
+    shop = Workshop(BOTH, folder, encoder, "me", tick=ticks.append)
+    report = embed_shard(PartPlan(0, messy), shop)
+    assert sum(ticks) == report.samples == 11
+    assert report.actor == "me"
+    assert report.ended - report.began >= report.seconds["encode"] > 0
+    assert report.seconds.keys() == {"list", "decode", "wait", "encode", "write"}
+
+
+def test_a_remote_shard_keeps_its_address(folder, messy, encoder, tmp_path):
+    remote = uri.at(f"memory://{tmp_path.name}/messy.tar")
+    remote.parent.mkdir(parents=True, exist_ok=True)
+    remote.write_bytes(messy.path.read_bytes())
+    shop = Workshop(BOTH, folder, encoder)
+    embed_shard(PartPlan(0, messy), shop)
+    report = embed_shard(PartPlan(1, TarShard("m", remote)), shop)
+    assert report.path == str(remote)
+    here, there = columns(folder, 0), columns(folder, 1)
+    assert set(there.pop("source_path")) == {str(remote)}
+    del here["source_path"]
+    assert here == there
+    np.testing.assert_array_equal(vectors(folder, "image", 0), vectors(folder, "image", 1))
+    place = Location(remote, there["source_offset"][0], there["source_size"][0])
+    assert place.read(10**6) == drawings(1)[0].png
+
+
+@pytest.mark.parametrize("writer", [write_files, write_parquets])
+def test_the_place_of_an_image_is_kept_in_every_format(folder, encoder, tmp_path, writer):
+    writer(tmp_path / "out", 5, 5)
+    (shard,) = find_shards([str(tmp_path / "out")]).shards
+    embed_shard(PartPlan(0, shard), Workshop(BOTH, folder, encoder))
+    found = columns(folder)
+    by_caption = {drawing.caption: drawing.png for drawing in drawings(5)}
+    places = zip(
+        found["source_path"],
+        found["source_offset"],
+        found["source_size"],
+        found["caption"],
+        strict=True,
+    )
+    for path, offset, size, caption in places:
+        assert Location(Path(path), offset, size).read(10**6) == by_caption[caption]
+    assert len(found["caption"]) == 5
+
+
+def test_a_shard_that_vanishes_is_told(folder, messy, encoder):
+    messy.path.unlink()
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
+    assert report.damage == "cannot be read (No such file or directory)"
