@@ -111,7 +111,7 @@ class Account:
             skipped=skipped | self._damaged,
             embedded=self.counts["embedded"],
             images_per_s=self.counts["embedded"] / max(1e-9, self._wall()),
-            encoder_busy=self._seconds["encode"] / max(1e-9, self._actor_seconds()),
+            encoder_busy=self._seconds.get("encode", 0.0) / max(1e-9, self._actor_seconds()),
             seconds={name: round(value, 3) for name, value in self._seconds.items()},
         )
 

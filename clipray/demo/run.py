@@ -208,6 +208,7 @@ def _embed(layout: _Layout) -> EmbedReport:
             output=layout.embeddings,
             model=str(layout.model),
             modality="both",
+            max_workers=1,  # so few pictures do not pay for the start of a second actor
         )
     )
 
