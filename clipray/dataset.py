@@ -5,9 +5,10 @@ one, else as a folder of images. Only names and `_stats.json` are read here.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
@@ -32,13 +33,15 @@ class Found:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def find_shards(inputs: Sequence[str]) -> Found:
+def find_shards(inputs: Sequence[str], known: Mapping[str, Sequence[str]] | None = None) -> Found:
     """Cut the inputs into shards.
 
     Args:
         inputs: folders of img2dataset's output or of images, single `.tar` or `.parquet` shards,
             text files with one text a line, or patterns of them; each a path or a URI, each maybe
             given as `NAME=…`. See `sources.find_sources`.
+        known: names of shards → members of those slices of plain folders that stay as they were
+            cut, so that images which came later become shards of their own.
 
     Raises:
         InputError: when an input is missing or empty, or two share a name.
@@ -48,7 +51,7 @@ def find_shards(inputs: Sequence[str]) -> Found:
     skipped = dict(sources.missing)
     for source in sources.found:
         with uri.reachable(source.root):
-            found = _find(source)
+            found = _find(source, known or {})
         shards.extend(found.shards)
         skipped.update(found.skipped)
     if not shards:
@@ -57,9 +60,15 @@ def find_shards(inputs: Sequence[str]) -> Found:
     return Found(tuple(shards), skipped)
 
 
-def _find(source: Source) -> Found:
+def _find(source: Source, known: Mapping[str, Sequence[str]]) -> Found:
     names = source.chosen or _names(source.root)
-    for find in (_find_tars, _find_folders, _find_parquets, _find_images, _find_lines):
+    for find in (
+        _find_tars,
+        _find_folders,
+        _find_parquets,
+        partial(_find_images, known),
+        _find_lines,
+    ):
         found = find(source, names)
         if found.shards or found.skipped:
             return found
@@ -96,15 +105,26 @@ def _find_parquets(source: Source, names: Sequence[str]) -> Found:
     return _finished(source, files, ParquetShard)
 
 
-def _find_images(source: Source, names: Sequence[str]) -> Found:
+def _find_images(known: Mapping[str, Sequence[str]], source: Source, names: Sequence[str]) -> Found:
     if source.chosen is None:
         paths = source.root.rglob("*")
         inner = ((path, uri.below(path, source.root)) for path in paths)
         names = sorted(name for path, name in inner if _is_image(name) and path.is_file())
-    found = [name for name in names if _is_image(name)]
-    starts = range(0, len(found), IMAGES_PER_SHARD)
-    slices = (tuple(found[start : start + IMAGES_PER_SHARD]) for start in starts)
-    return Found(tuple(FolderShard(source.name, source.root, names) for names in slices))
+    images_ = [name for name in names if _is_image(name)]
+    kept = _kept(source, set(images_), known)
+    taken = {name for members in kept for name in members}
+    fresh = [name for name in images_ if name not in taken]
+    starts = range(0, len(fresh), IMAGES_PER_SHARD)
+    cut = [tuple(fresh[start : start + IMAGES_PER_SHARD]) for start in starts]
+    return Found(tuple(FolderShard(source.name, source.root, names) for names in (*kept, *cut)))
+
+
+def _kept(
+    source: Source, images_: set[str], known: Mapping[str, Sequence[str]]
+) -> list[tuple[str, ...]]:
+    """The known slices of a folder of which something is still there."""
+    slices = (tuple(m) for name, m in known.items() if m and name == f"{source.name}/{m[0]}")
+    return [members for members in slices if not images_.isdisjoint(members)]
 
 
 def _find_lines(source: Source, names: Sequence[str]) -> Found:

@@ -7,6 +7,7 @@ skipped, so a job that was stopped is simply run again.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
@@ -89,22 +90,35 @@ def embed(config: EmbedConfig) -> EmbedReport:
         MismatchError: the folder was begun with another model, other settings or other input.
         OutputError: the output holds something else.
     """
-    found = find_shards(config.input)
     source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
     folder = EmbeddingsFolder(config.output.resolve())
     _require_ours(folder)
-    manifest = _begin(folder, config, source, clip.load(source).identity(), found.shards)
-    numbers = {name: number for number, name in enumerate(manifest.shards)}
-    plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
-    done = {number: part.signature for number, part in folder.markers()}
-    _require_unchanged(plans, done)
-    todo = [plan for plan in plans if plan.part not in done]
-    account = Account()
-    if todo:
-        for report in _embed(todo, config, source, folder):
+    members = {part.shard: part.members for _, part in folder.markers()}
+    found = find_shards(config.input, members)
+    identity = clip.load(source).identity()
+    with _only_writer(folder):
+        manifest = _begin(folder, config, source, identity, found.shards)
+        numbers = {name: number for number, name in enumerate(manifest.shards)}
+        plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
+        done = {number: part.signature for number, part in folder.markers()}
+        _require_unchanged(plans, done)
+        todo = [plan for plan in plans if plan.part not in done]
+        account = Account()
+        for report in _embed(todo, config, source, folder) if todo else ():
             account.add(report)
             _require_hope(account.counts, config.max_reject_fraction)
-    return account.report(folder, found.skipped)
+        return account.report(folder, found.skipped)
+
+
+@contextmanager
+def _only_writer(folder: EmbeddingsFolder) -> Iterator[None]:
+    try:
+        with storage.locked(folder.lock):
+            yield
+    except BlockingIOError:
+        raise OutputError(
+            f"{folder.root}: another embedding job is writing there; wait for its end, or stop it"
+        ) from None
 
 
 def _embed(
@@ -167,8 +181,7 @@ def _begin(
             raise MismatchError(
                 f"{folder.root}: begun with {'; '.join(differences)}; use another --output"
             )
-    known = begun.shards if begun else ()
-    names = tuple(dict.fromkeys([*known, *(shard.name for shard in shards)]))  # known ones first
+    names = _number(begun.shards if begun else (), [shard.name for shard in shards], folder)
     manifest = EmbeddingsManifest(
         model=identity, source=source, settings=config.settings, shards=names
     )
@@ -176,6 +189,21 @@ def _begin(
         write_json(folder.manifest, manifest)
         storage.write_file(folder.root / "embed.yaml", to_yaml(config).encode())
     return manifest
+
+
+def _number(
+    known: Sequence[str], found: Sequence[str], folder: EmbeddingsFolder
+) -> tuple[str, ...]:
+    """The names of shards by number: known ones keep theirs, new ones take what is free.
+
+    Free is the number of a shard that is not there any more and was never finished.
+    """
+    here, names = set(found), list(known)
+    fresh = iter([name for name in dict.fromkeys(found) if name not in set(known)])
+    for number, name in enumerate(known):
+        if name not in here and not folder.done(number).exists():
+            names[number] = next(fresh, name)
+    return (*names, *fresh)
 
 
 def _require_unchanged(plans: Sequence[PartPlan], done: dict[int, str]) -> None:
@@ -193,4 +221,4 @@ def _signature(plan: PartPlan) -> str:
     try:
         return plan.shard.signature()
     except OSError as error:
-        return f"unreadable ({error.strerror or error})"
+        return f"unreadable ({error})"

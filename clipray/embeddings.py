@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from clipray import storage
 from clipray.config import Config
 from clipray.errors import DamagedError, InputError
 from clipray.manifest import (
@@ -76,6 +77,7 @@ class PartManifest(Config):
     rows: int
     rejected: dict[str, int] = Field(default_factory=dict, description="samples by reason")
     filtered: int = Field(0, description="samples that the filter did not select")
+    members: tuple[str, ...] = Field((), description="names of a slice of a plain folder")
     files: dict[str, FileRecord]
 
     @model_validator(mode="after")
@@ -92,6 +94,7 @@ class EmbeddingsFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.manifest = root / "embeddings.json"
+        self.lock = root / f".lock{storage.STAGING_SUFFIX}"  # no content
 
     def vectors(self, part: int, modality: Modality) -> Path:
         """float16 unit vectors of one part."""

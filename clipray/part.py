@@ -140,6 +140,7 @@ def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Work
         rows=len(draft.rows),
         rejected=Counter(category(reason) for _, reason in draft.rejected),
         filtered=draft.filtered,
+        members=plan.shard.members,
         files=files,
     )
     write_json(shop.folder.done(plan.part), done)

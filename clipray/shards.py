@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from clipray import images, parquet, tar, uri
 from clipray.samples import MAX_TEXT_BYTES, Entry, Listing, Location, as_unicode
@@ -35,6 +35,11 @@ class Shard(Protocol):
     @property
     def expected(self) -> int | None:
         """How many samples it promises to hold; None where only reading it tells."""
+        ...
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names in a slice of a plain folder, which is cut the same way again; else empty."""
         ...
 
     def signature(self) -> str:
@@ -69,6 +74,8 @@ class FileShard:
     path: AnyPath
     expected: int | None = None
     copy: Path | None = None
+
+    members: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:
@@ -143,6 +150,8 @@ class FilesShard:
     path: AnyPath
     expected: int | None = None
 
+    members: ClassVar[tuple[str, ...]] = ()
+
     @property
     def name(self) -> str:
         """`<source>/<folder>`."""
@@ -169,25 +178,25 @@ class FilesShard:
 
 @dataclass(frozen=True, slots=True)
 class FolderShard:
-    """A slice of a folder's sorted image names, which are relative to it."""
+    """A slice of a folder's sorted images; `members` are their names, relative to it."""
 
     source: str
     path: AnyPath
-    names: tuple[str, ...]
+    members: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """`<source>/<first image>`."""
-        return as_unicode(f"{self.source}/{self.names[0]}")
+        return as_unicode(f"{self.source}/{self.members[0]}")
 
     @property
     def expected(self) -> int:
         """One sample an image."""
-        return len(self.names)
+        return len(self.members)
 
     def signature(self) -> str:
         """Names and sizes."""
-        return _sign_files((name, (self.path / name).stat().st_size) for name in self.names)
+        return _sign_files((name, (self.path / name).stat().st_size) for name in self.members)
 
     def list(self) -> Listing:
         """One entry an image; its caption stands beside it in a `.txt` of the same stem."""
@@ -197,7 +206,7 @@ class FolderShard:
             return _unreadable(error)
 
     def _entries(self) -> Iterator[Entry]:
-        for name in self.names:
+        for name in self.members:
             path = self.path / name
             yield Entry(as_unicode(f"{self.source}/{name}"), _whole(path), _beside(path))
 
@@ -221,6 +230,8 @@ class TextShard:
     start: int
     first: int
     expected: int
+
+    members: ClassVar[tuple[str, ...]] = ()
 
     @property
     def name(self) -> str:

@@ -4,7 +4,9 @@ A file becomes visible only whole: it is written under a temporary name, flushed
 then published. This module does not know what the files mean.
 """
 
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import uuid
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 STAGING_SUFFIX = ".tmp"
@@ -113,6 +117,24 @@ def staged_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which ends with the process whatever becomes of it.
+
+    Raises:
+        BlockingIOError: when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks; what it holds is still written whole
+            log.debug("%s: cannot be locked there", path)
+        yield
 
 
 def occupied(path: Path) -> bool:

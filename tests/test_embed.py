@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from clipray import storage
 from clipray.embed import EmbedConfig, embed
 from clipray.embeddings import EmbeddingsFolder
 from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
-from tests.drawing import write_files, write_parquets, write_shards
+from tests.drawing import write_files, write_folder, write_parquets, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -173,3 +174,44 @@ def test_the_report_accounts_for_time_and_samples(config, capsys):
     assert report.images_per_s > 0
     assert report.seconds["encode"] > 0
     assert "40/40" in capsys.readouterr().err  # the bar counts samples, not shards
+
+
+def test_images_that_come_later_are_added(config, tmp_path):
+    photos = write_folder(tmp_path / "photos", 10)
+    grown = config.model_copy(update={"input": (str(photos),)})
+    assert embed(grown).rows == 10
+    write_folder(tmp_path / "more", 3)
+    shutil.copytree(tmp_path / "more", photos / "a")  # sorts before the others
+    shutil.copy(tmp_path / "more/even/0000.png", photos / "zzz.png")
+    report = embed(grown)
+    assert (report.samples, report.embedded, report.rejected) == (14, 3, {"no caption": 1})
+    assert embed(grown).embedded == 0
+    keys = [
+        key
+        for part in EmbeddingsFolder(config.output).parts()
+        for key in pq.read_table(EmbeddingsFolder(config.output).metadata(part))[0].to_pylist()
+    ]
+    (photos / "even/0000.png").unlink()
+    assert len(keys) == 13
+    with pytest.raises(MismatchError, match=r"even/0000\.png"):
+        embed(grown)
+
+
+def test_the_number_of_a_shard_that_went_unfinished_is_free_again(config, shards, tmp_path):
+    part_of_it = tmp_path / "shards"
+    shutil.copytree(shards, part_of_it)
+    given = config.model_copy(update={"input": (str(part_of_it),)})
+    embed(given)
+    folder = EmbeddingsFolder(config.output)
+    folder.done(1).unlink()
+    for path in part_of_it.glob("00001*"):
+        path.rename(path.with_name(path.name.replace("00001", "00007")))
+    assert (embed(given).rows, list(folder.parts())) == (40, [0, 1, 2])
+    assert folder.read().shards == ("shards/00000.tar", "shards/00007.tar", "shards/00002.tar")
+
+
+def test_a_second_job_into_the_same_folder_is_refused(config):
+    lock = EmbeddingsFolder(config.output).lock
+    with storage.locked(lock), pytest.raises(OutputError, match="another embedding job"):
+        embed(config)
+    assert embed(config).rows == 40  # what the refused one left does not stand in the way
