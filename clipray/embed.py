@@ -5,9 +5,9 @@ skipped, so a job that was stopped is simply run again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pydantic import Field
@@ -17,14 +17,15 @@ from clipray.account import Account, EmbedReport
 from clipray.config import Config, to_yaml
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
-from clipray.encoder import Device, Precision
+from clipray.encoder import Device, Precision, open_encoder
 from clipray.errors import ClipRayError, MismatchError, OutputError
 from clipray.filters import FilterTree
-from clipray.fleet import plan_fleet, run_fleet
+from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet
 from clipray.manifest import Modalities, ModelIdentity, ModelSource, modalities_of, write_json
-from clipray.part import PartPlan, PartReport
+from clipray.part import PartPlan, PartReport, Workshop, embed_shard
 from clipray.prepare import PartSettings
 from clipray.shards import Shard
+from clipray.tally import Tally, drawn
 
 JUDGED_FROM = 100  # samples; fewer say little about a collection
 LOOKUPS = 32  # signatures that are read at once
@@ -50,7 +51,9 @@ class EmbedConfig(Config):
         '"language": {"$in": ["en", "de"]}}; also $eq $ne $gt $lt $lte $nin $exists $contains '
         "$and $or $not",
     )
-    workers: int = Field(1, ge=1, description="encoder actors at least")
+    workers: int = Field(
+        1, ge=0, description="encoder actors at least; 0 embeds in this process, without Ray"
+    )
     max_workers: int | None = Field(
         None,
         ge=1,
@@ -104,9 +107,11 @@ def embed(config: EmbedConfig) -> EmbedReport:
         _require_unchanged(plans, done)
         todo = [plan for plan in plans if plan.part not in done]
         account = Account()
-        for report in _embed(todo, config, source, folder) if todo else ():
-            account.add(report)
-            _require_hope(account.counts, config.max_reject_fraction)
+        run = _run_here if config.workers == 0 else _run_fleet
+        with closing(run(todo, config, source, folder)) as reports:
+            for report in reports:
+                account.add(report)
+                _require_hope(account.counts, config.max_reject_fraction)
         return account.report(folder, found.skipped)
 
 
@@ -121,9 +126,25 @@ def _only_writer(folder: EmbeddingsFolder) -> Iterator[None]:
         ) from None
 
 
-def _embed(
+def _run_here(
     todo: Sequence[PartPlan], config: EmbedConfig, source: ModelSource, folder: EmbeddingsFolder
-) -> Iterator[PartReport]:
+) -> Generator[PartReport]:
+    if not todo:
+        return
+    encoder, tally = open_encoder(source, config.device, config.precision), Tally()
+    shop = Workshop(_settings(config, DECODE_THREADS), folder, encoder, tick=tally.add)
+    with drawn(tally.total, _expected(todo), len(todo)) as bar:
+        for plan in todo:
+            report = embed_shard(plan, shop)
+            bar.finish(report.samples, sum(report.rejected.values()))
+            yield report
+
+
+def _run_fleet(
+    todo: Sequence[PartPlan], config: EmbedConfig, source: ModelSource, folder: EmbeddingsFolder
+) -> Generator[PartReport]:
+    if not todo:
+        return
     samples = _expected(todo)
     with cluster.session(cpus=config.workers):
         fleet = plan_fleet(
@@ -134,14 +155,18 @@ def _embed(
             samples=samples,
             shards=len(todo),
         )
-        settings = PartSettings(
-            modalities_of(config.modality),
-            config.batch_size,
-            config.decode_threads or fleet.decode_threads,
-            config.filter,
-        )
+        settings = _settings(config, fleet.decode_threads)
         arguments = (source, (config.device, config.precision), settings, folder.root)
         yield from run_fleet(todo, fleet, samples, arguments)
+
+
+def _settings(config: EmbedConfig, decode_threads: int) -> PartSettings:
+    return PartSettings(
+        modalities_of(config.modality),
+        config.batch_size,
+        config.decode_threads or decode_threads,
+        config.filter,
+    )
 
 
 def _expected(plans: Iterable[PartPlan]) -> int | None:

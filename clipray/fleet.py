@@ -25,6 +25,7 @@ from clipray.prepare import PartSettings
 from clipray.tally import Tally, drawn
 
 MAX_TASKS = 10_000  # more shards than that are dealt out several to a task
+DECODE_THREADS = 2
 SHARDS_AT_ONCE = 2  # of an actor: one is fetched, listed or written while the other is encoded
 SAMPLES_PER_ACTOR = 1_000  # fewer do not pay for the start of one more
 
@@ -48,7 +49,7 @@ class Fleet:
     @property
     def decode_threads(self) -> int:
         """Threads of one actor that decode, unless the user says how many."""
-        return max(2, math.ceil(self.cpus))
+        return max(DECODE_THREADS, math.ceil(self.cpus))
 
 
 def plan_fleet(

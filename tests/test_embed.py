@@ -1,4 +1,4 @@
-"""The embedding job on a real Ray: resume, extension, refusals."""
+"""The embedding job: on a real Ray, and what it decides, which needs none."""
 
 import json
 import shutil
@@ -13,17 +13,24 @@ from clipray.embeddings import EmbeddingsFolder
 from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
 from tests.drawing import write_files, write_folder, write_parquets, write_shards
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture
 def config(shards, model, tmp_path):
+    """In this process."""
     return EmbedConfig(
-        input=(str(shards),), output=tmp_path / "emb", model=str(model), modality="both"
+        input=(str(shards),), output=tmp_path / "emb", model=str(model), modality="both", workers=0
     )
 
 
-def test_the_job_equals_embedding_without_ray(config, embeddings):
+@pytest.fixture
+def on_ray(config, ray_session):
+    """With encoder actors."""
+    return config.model_copy(update={"workers": 1})
+
+
+@pytest.mark.parametrize("kind", ["config", "on_ray"])
+def test_the_job_equals_embedding_shard_by_shard(request, kind, embeddings):
+    config = request.getfixturevalue(kind)
     report = embed(config)
     assert (report.rows, report.rejected, report.exit_code) == (40, {}, 0)
     made, plain = EmbeddingsFolder(config.output), EmbeddingsFolder(embeddings)
@@ -60,7 +67,8 @@ def test_added_shards_become_added_parts(config, shards, tmp_path):
     assert manifest.shards[3] == "shards/000000.tar"
 
 
-def test_damaged_shards_are_left_out_and_the_others_finish(config, shards, tmp_path):
+def test_damaged_shards_are_left_out_and_the_others_finish(on_ray, shards, tmp_path):
+    config = on_ray
     broken = tmp_path / "shards"
     shutil.copytree(shards, broken)
     data = (broken / "00001.tar").read_bytes()
@@ -122,7 +130,8 @@ def test_an_unknown_model_leaves_no_output(config):
     assert not config.output.exists()
 
 
-def test_a_hopeless_run_stops_early(config, tmp_path):
+def test_a_hopeless_run_stops_early(on_ray, tmp_path):
+    config = on_ray
     hopeless = write_shards(tmp_path / "hopeless", count=120, per_shard=120)
     for number in range(40):
         (tmp_path / "no").mkdir(exist_ok=True)
@@ -135,8 +144,8 @@ def test_a_hopeless_run_stops_early(config, tmp_path):
         embed(strict)
 
 
-def test_the_pool_of_actors_may_grow(config):
-    report = embed(config.model_copy(update={"max_workers": 2}))
+def test_the_pool_of_actors_may_grow(on_ray):
+    report = embed(on_ray.model_copy(update={"max_workers": 2}))
     assert report.rows == 40
 
 
@@ -168,8 +177,8 @@ def test_a_filter_is_a_setting_of_the_folder(config):
         embed(config)
 
 
-def test_the_report_accounts_for_time_and_samples(config, capsys):
-    report = embed(config)
+def test_the_report_accounts_for_time_and_samples(on_ray, capsys):
+    report = embed(on_ray)
     assert 0 < report.encoder_busy <= 1
     assert report.images_per_s > 0
     assert report.seconds["encode"] > 0
