@@ -5,7 +5,7 @@ here, and which shards there are is found in `dataset`.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -100,46 +100,48 @@ class FileShard:
         with uri.fetched(self.path) as copy:
             yield replace(self, copy=copy)
 
+    def list(self) -> Listing:
+        """Find the samples; damage where the file or the count is not whole."""
+        return _listed(self._read)
+
+    def _read(self) -> Listing:
+        with uri.fetched(self.copy or self.path) as here:
+            entries, damage = self._scan(here)
+        return _counted(entries, self.expected, damage)
+
+    def _scan(self, here: Path) -> tuple[Sequence[Entry], str | None]:
+        """The samples in a local file, and what is wrong with it."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class TarShard(FileShard):
-    """A tar of img2dataset's `webdataset` output."""
+    """A tar of img2dataset's `webdataset` output: a key a sample."""
 
-    def list(self) -> Listing:
-        """One entry a key; damage where the tar or the count is not whole."""
-        try:
-            with uri.fetched(self.copy or self.path) as here:
-                scanned = tar.scan(here)
-        except OSError as error:
-            return _unreadable(error)
-        members = (
-            (m.name, Location(self.path, m.offset, m.size, self.copy)) for m in scanned.members
-        )
-        return _counted(_group(self.source, members), self.expected, scanned.damage)
+    def _scan(self, here: Path) -> tuple[Sequence[Entry], str | None]:
+        found = tar.scan(here)
+        places = ((m.name, Location(self.path, m.offset, m.size, self.copy)) for m in found.members)
+        return _group(self.source, places), found.damage
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetShard(FileShard):
-    """A parquet of img2dataset's `parquet` output: a row a sample, its image in a column."""
+    """A parquet of img2dataset's `parquet` output: a row a sample, its image in a column.
 
-    def list(self) -> Listing:
-        """One entry a row; a picture that img2dataset could not fetch is no sample."""
-        try:
-            with uri.fetched(self.copy or self.path) as here:
-                rows = parquet.read_rows(here)
-        except OSError as error:
-            return _unreadable(error)
-        seen: set[str] = set()
-        entries: list[Entry] = []
-        for number, row in enumerate(rows):
+    A picture that img2dataset could not fetch has a row, but is no sample.
+    """
+
+    def _scan(self, here: Path) -> tuple[Sequence[Entry], str | None]:
+        entries: dict[str, list[Entry]] = {}
+        for number, row in enumerate(parquet.read_rows(here)):
             if row.get("status", "success") != "success":
                 continue
             key = as_unicode(f"{self.source}/{row.get('key') or f'{number:09d}'}")
             place = Location(self.path, number, None, self.copy)
-            caption = {} if "caption" in row else {"caption": row.get("txt")}
-            entries.append(Entry(key, place, duplicate=key in seen, columns=row | caption))
-            seen.add(key)
-        return _counted(entries, self.expected, None)
+            columns = row if "caption" in row else {**row, "caption": row.get("txt")}
+            same = entries.setdefault(key, [])
+            same.append(Entry(key, place, duplicate=bool(same), columns=columns))
+        return [entry for same in entries.values() for entry in same], None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +165,12 @@ class FilesShard:
 
     def list(self) -> Listing:
         """One entry a key; damage where the count is not what it should be."""
-        try:
-            files = uri.files(self.path)
-        except OSError as error:
-            return _unreadable(error)
-        members = ((name, Location(self.path / name, 0, size)) for name, size in files)
-        return _counted(_group(self.source, members), self.expected, None)
+        return _listed(self._read)
+
+    def _read(self) -> Listing:
+        files = uri.files(self.path)
+        places = ((name, Location(self.path / name, 0, size)) for name, size in files)
+        return _counted(_group(self.source, places), self.expected, None)
 
     @contextmanager
     def at_hand(self) -> Iterator[Self]:
@@ -200,10 +202,7 @@ class FolderShard:
 
     def list(self) -> Listing:
         """One entry an image; its caption stands beside it in a `.txt` of the same stem."""
-        try:
-            return Listing(tuple(self._entries()))
-        except OSError as error:
-            return _unreadable(error)
+        return _listed(lambda: Listing(tuple(self._entries())))
 
     def _entries(self) -> Iterator[Entry]:
         for name in self.members:
@@ -247,10 +246,7 @@ class TextShard:
 
     def list(self) -> Listing:
         """One entry a line; an empty one has no caption and is rejected later."""
-        try:
-            return Listing(tuple(self._entries()))
-        except OSError as error:
-            return _unreadable(error)
+        return _listed(lambda: Listing(tuple(self._entries())))
 
     def _entries(self) -> Iterator[Entry]:
         for number, line in enumerate(self._lines(), self.first):
@@ -303,15 +299,17 @@ def _split_name(name: str) -> tuple[str, str | None]:
     return stem, {"txt": "text", "json": "record"}.get(extension.lower())
 
 
-def _counted(entries: list[Entry], expected: int | None, damage: str | None) -> Listing:
-    miscount = f"holds {len(entries)} samples, its _stats.json says {expected}"
-    return Listing(
-        tuple(entries), damage or (None if expected in (None, len(entries)) else miscount)
-    )
+def _counted(entries: Sequence[Entry], expected: int | None, damage: str | None) -> Listing:
+    if damage is None and expected not in (None, len(entries)):
+        damage = f"holds {len(entries)} samples, its _stats.json says {expected}"
+    return Listing(tuple(entries), damage)
 
 
-def _unreadable(error: OSError) -> Listing:
-    return Listing((), f"cannot be read ({error.strerror or error})")
+def _listed(read: Callable[[], Listing]) -> Listing:
+    try:
+        return read()
+    except OSError as error:
+        return Listing((), f"cannot be read ({error.strerror or error})")
 
 
 def _sign_files(files: Iterable[tuple[str, int]]) -> str:
