@@ -17,11 +17,8 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import get_model_config
-from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
-from PIL.Image import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.transforms import Compose, Normalize
 
 from clipray.errors import InputError, ModelError
 from clipray.manifest import (
@@ -68,13 +65,6 @@ class ClipModel:
             preprocess=digest(self.preprocess),
             tokenizer=digest(_describe_tokenizer(self.tokenize)),
         )
-
-    def geometry(self) -> Callable[[Image], Image]:
-        """Resize and crop as the model wants it, without the step to floats."""
-        full = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
-        steps = [t for t in full.transforms if not isinstance(t, MaybeToTensor | Normalize)]
-        crop: Callable[[Image], Image] = Compose(steps)
-        return crop
 
 
 def load(source: ModelSource) -> ClipModel:

@@ -16,10 +16,10 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy
 from tqdm import tqdm
 
-from clipray import clip, cluster, storage
-from clipray.config import Config, to_yaml
+from clipray import cluster, storage
+from clipray.config import to_yaml
 from clipray.dataset import Shard, find_shards
-from clipray.encoder import Device, Encoder, Precision, open_encoder
+from clipray.encoder import Encoder, EncoderOptions, identify, open_encoder
 from clipray.errors import ClipRayError, MismatchError, OutputError, from_remote
 from clipray.manifest import (
     EmbeddingsFolder,
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 JUDGED_FROM = 100  # samples; fewer say little about a collection
 
 
-class EmbedConfig(Config):
+class EmbedConfig(EncoderOptions):
     """Turn images and captions into unit vectors, one part per input shard."""
 
     input: tuple[str, ...] = Field(
@@ -58,8 +58,6 @@ class EmbedConfig(Config):
         description="encoder actors at most, as the backlog grows; --workers if not given",
     )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of one actor")
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
     decode_threads: int = Field(2, ge=1, description="threads of one actor that decode images")
     max_reject_fraction: float = Field(
@@ -117,7 +115,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
     folder = EmbeddingsFolder(config.output.resolve())
     _require_ours(folder)
-    manifest = _begin(folder, config, source, clip.load(source).identity(), found.shards)
+    manifest = _begin(folder, config, source, identify(source, config), found.shards)
     numbers = {name: number for number, name in enumerate(manifest.shards)}
     plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
     done = folder.parts()
@@ -131,7 +129,7 @@ class ShardEncoder:
     """Actor that holds one encoder and embeds a shard a call."""
 
     def __init__(self, config: EmbedConfig, source: ModelSource, root: Path) -> None:
-        self._encoder: Encoder = open_encoder(source, config.device, config.precision)
+        self._encoder: Encoder = open_encoder(source, config)
         modalities = modalities_of(config.modality)
         self._settings = PartSettings(modalities, config.batch_size, config.decode_threads)
         self._folder = EmbeddingsFolder(root)

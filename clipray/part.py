@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from clipray import storage
 from clipray.dataset import Shard
 from clipray.embeddings import KEY_COLUMN
-from clipray.encoder import Encoder, Pixels
+from clipray.encoder import Encoder
 from clipray.errors import ImageError
 from clipray.manifest import EmbeddingsFolder, FileRecord, Modality, PartManifest, write_json
+from clipray.pixels import Pixels
 from clipray.samples import Entry, as_unicode
 
 ItemT = TypeVar("ItemT")

@@ -5,6 +5,8 @@ the longest text of a batch changes nothing but the time. Tokenizers, images and
 known here.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -30,23 +32,33 @@ def encode(module: nn.Module, tokens: Tensor) -> Tensor:
     Returns:
         (n, dim), equal to `module.encode_text(tokens)` up to rounding.
     """
-    if not _is_cuttable(module):
+    if not is_cuttable(module):
         features: Tensor = module.encode_text(tokens)  # type: ignore[operator]
         return features
-    return _encode_cut(module, tokens[:, : _longest(module, tokens)])
+    longest = int(find_ends(module)(tokens).max()) + 1
+    return encode_cut(module, tokens[:, :longest])
 
 
-def _is_cuttable(module: Any) -> bool:
+def tower(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`encode` of one model."""
+    return partial(encode, module)
+
+
+def is_cuttable(module: Any) -> bool:
+    """Whether nothing behind the end-of-text token counts."""
     causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
     return causal and module.text_pool_type in ("argmax", "eos")
 
 
-def _longest(module: Any, tokens: Tensor) -> int:
-    ends = tokens == module.text_eos_id if module.text_pool_type == "eos" else tokens
-    return int(ends.int().argmax(dim=-1).max()) + 1
+def find_ends(module: Any) -> Callable[[Tensor], Tensor]:
+    """How a cuttable tower finds the end of each text: tokens (n, length) → places (n,) int64."""
+    if module.text_pool_type == "argmax":
+        return lambda tokens: tokens.argmax(dim=-1)
+    return lambda tokens: (tokens == module.text_eos_id).int().argmax(dim=-1)
 
 
-def _encode_cut(module: Any, tokens: Tensor) -> Tensor:
+def encode_cut(module: Any, tokens: Tensor) -> Tensor:
+    """As `encode`, of a cuttable tower and tokens that reach to the end of the longest text."""
     length = tokens.shape[1]
     dtype = module.transformer.get_cast_dtype()
     x = module.token_embedding(tokens).to(dtype)  # (n, length, width)

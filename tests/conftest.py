@@ -13,7 +13,7 @@ import torch
 
 from clipray import clip, cluster
 from clipray.dataset import find_shards
-from clipray.encoder import Encoder, open_encoder
+from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.index import IndexBuildConfig, build
 from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import EmbeddingsFolder, EmbeddingsManifest, ModelSource, write_json
@@ -89,7 +89,9 @@ def model(workspace: Path, architecture: Path, photos: Path) -> Path:
 @pytest.fixture(scope="session")
 def encoder(model: Path) -> Encoder:
     """The tiny CLIP, open."""
-    return open_encoder(ModelSource(name=str(model)), "cpu", "fp32")
+    return open_encoder(
+        ModelSource(name=str(model)), EncoderOptions(device="cpu", precision="fp32")
+    )
 
 
 @pytest.fixture(scope="session")
