@@ -13,11 +13,14 @@ from pydantic import Field
 from clipray import clip
 from clipray.config import Config
 from clipray.errors import ModelError
+from clipray.exported import ExportedFolder, exported_beside, exported_itself
 from clipray.manifest import ModelIdentity, ModelSource
+from clipray.onnx_encoder import OnnxEncoder, choose_device
 from clipray.pixels import Decode, Pixels
 from clipray.torch_encoder import TorchEncoder, Vectors
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Backend = Literal["auto", "torch", "onnx"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 
 
@@ -25,7 +28,10 @@ class EncoderOptions(Config):
     """How a model is run; the vectors are the same up to rounding."""
 
     device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
+    precision: Precision = Field(
+        "auto", description="auto is bf16 on a GPU, fp32 elsewhere; int8 is for exported models"
+    )
+    backend: Backend = Field("auto", description="auto is onnx for an exported folder, else torch")
     decode: Decode = Field(
         "exact", description="fast reads image files in a fraction of the time, nearly the same"
     )
@@ -57,21 +63,47 @@ def open_encoder(source: ModelSource, options: EncoderOptions) -> Encoder:
     """Load a model to run.
 
     Raises:
-        ModelError: when the model or the device cannot be used.
+        ModelError: when the model, the device or the precision cannot be used.
+        DamagedError: when a file of an exported model was changed.
     """
+    folder = _exported(source, options)
+    if folder:
+        device_name = choose_device(options.device)
+        return OnnxEncoder(folder, device_name, options.precision, options.decode)
+    _require_torch_can(options.precision)
     device = _device(options.device)
     dtype = _dtype(options.precision, device)
     return TorchEncoder(clip.load(source), device, dtype, options.decode)
 
 
 def identify(source: ModelSource, options: EncoderOptions) -> ModelIdentity:
-    """What `open_encoder` would open.
+    """What `open_encoder` would open; of an exported model without reading its weights.
 
     Raises:
-        ModelError: when the model cannot be used.
+        ModelError: when the model or the precision cannot be used, on whatever device.
     """
-    del options
+    folder = _exported(source, options)
+    if folder:
+        manifests = folder.read()
+        for name, manifest in manifests.items():
+            folder.tower(name).choose(manifest, options.precision)
+        return next(iter(manifests.values())).identity
+    _require_torch_can(options.precision)
     return clip.load(source).identity()
+
+
+def _exported(source: ModelSource, options: EncoderOptions) -> ExportedFolder | None:
+    if options.backend == "onnx":
+        return exported_beside(source)
+    return exported_itself(source) if options.backend == "auto" else None
+
+
+def _require_torch_can(precision: Precision) -> None:
+    if precision == "int8":
+        raise ModelError(
+            "precision int8: only exported models have it; `clipray export --precision int8` "
+            "makes one, and --backend onnx runs it"
+        )
 
 
 def _device(name: str) -> torch.device:

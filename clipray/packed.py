@@ -30,8 +30,9 @@ def image_tower(module: Any) -> Tower:
 
 def text_tower(module: Any) -> Tower:
     """Tokens (n, context length) int64 → features (n, dim), not of unit length."""
-    if texts.is_cuttable(module) and _is_plain(module.transformer):
-        return _TextTower(module)
+    ending = texts.Ending.of(module)
+    if ending and _is_plain(module.transformer):
+        return _TextTower(module, ending)
     return texts.tower(module)
 
 
@@ -54,15 +55,15 @@ class _ImageTower:
 
 
 class _TextTower:
-    def __init__(self, module: Any) -> None:
-        self._ends = texts.find_ends(module)
+    def __init__(self, module: Any, ending: texts.Ending) -> None:
+        self._ending = ending
         self._embedding = module.token_embedding
         self._positions = module.positional_embedding
         self._blocks = _Stack(module.transformer, is_causal=True)
         self._after, self._projection = module.ln_final, module.text_projection
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        lengths, order = (self._ends(tokens) + 1).sort()
+        lengths, order = (self._ending.find(tokens) + 1).sort()
         place = torch.arange(tokens.shape[1]).expand_as(tokens)
         inside = place < lengths[:, None]
         # Rows are the tokens of all texts, shortest text first.

@@ -6,13 +6,14 @@ known here.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, Literal, Self
 
 import open_clip
 import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
+
+from clipray.config import Config
 
 MAX_CHARACTERS = 2_000  # a 20 KB word held open_clip's tokenizer for 8.5 s
 
@@ -22,43 +23,49 @@ def clean(text: str) -> str:
     return text[:MAX_CHARACTERS].encode("utf-8", errors="replace").decode()
 
 
-def encode(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Features of the text tower, not normalised.
+class Ending(Config):
+    """How a causal tower finds the token that it pools at; nothing behind that token counts.
 
-    Args:
-        module: any of open_clip's models.
-        tokens: (n, context length) int64.
-
-    Returns:
-        (n, dim), equal to `module.encode_text(tokens)` up to rounding.
+    Attributes:
+        pool: open_clip's name: the highest number of a text, or the first `token`.
+        token: end-of-text.
     """
-    if not is_cuttable(module):
-        features: Tensor = module.encode_text(tokens)  # type: ignore[operator]
-        return features
-    longest = int(find_ends(module)(tokens).max()) + 1
-    return encode_cut(module, tokens[:, :longest])
+
+    pool: Literal["argmax", "eos"]
+    token: int
+
+    @classmethod
+    def of(cls, module: Any) -> Self | None:
+        """That of one of open_clip's models; None where the whole context counts."""
+        causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
+        if not causal or module.text_pool_type not in ("argmax", "eos"):
+            return None
+        return cls(pool=module.text_pool_type, token=module.text_eos_id)
+
+    def find(self, tokens: Tensor) -> Tensor:
+        """Tokens (n, length) int64 → places (n,) int64."""
+        ends = (tokens == self.token).int() if self.pool == "eos" else tokens
+        return ends.argmax(dim=-1)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """The tokens up to the end of the longest text."""
+        return tokens[:, : int(self.find(tokens).max()) + 1]
 
 
-def tower(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`encode` of one model."""
-    return partial(encode, module)
+def tower(module: Any) -> Callable[[Tensor], Tensor]:
+    """The text tower, without work on the padding behind the longest text.
 
-
-def is_cuttable(module: Any) -> bool:
-    """Whether nothing behind the end-of-text token counts."""
-    causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
-    return causal and module.text_pool_type in ("argmax", "eos")
-
-
-def find_ends(module: Any) -> Callable[[Tensor], Tensor]:
-    """How a cuttable tower finds the end of each text: tokens (n, length) → places (n,) int64."""
-    if module.text_pool_type == "argmax":
-        return lambda tokens: tokens.argmax(dim=-1)
-    return lambda tokens: (tokens == module.text_eos_id).int().argmax(dim=-1)
+    What is returned takes tokens (n, context length) int64 and gives features (n, dim), not
+    normalised, equal to those of `module.encode_text` up to rounding.
+    """
+    ending = Ending.of(module)
+    if ending is None:
+        return module.encode_text  # type: ignore[no-any-return]
+    return lambda tokens: encode_cut(module, ending.cut(tokens))
 
 
 def encode_cut(module: Any, tokens: Tensor) -> Tensor:
-    """As `encode`, of a cuttable tower and tokens that reach to the end of the longest text."""
+    """Features of a tower with an ending, from tokens that reach to the end of the longest text."""
     length = tokens.shape[1]
     dtype = module.transformer.get_cast_dtype()
     x = module.token_embedding(tokens).to(dtype)  # (n, length, width)

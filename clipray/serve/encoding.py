@@ -1,12 +1,14 @@
 """The encoder deployment: texts and images that arrive together are encoded together."""
 
 import asyncio
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
 from clipray.encoder import EncoderOptions, open_encoder
+from clipray.errors import ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels
 
@@ -25,7 +27,8 @@ class EncoderReplica:
     ) -> None:
         self._encoder = open_encoder(source, options)
         expected.require(self._encoder.identity, "the model of the service")
-        self._encoder.encode_texts(["the first call of a model is slow"])
+        with suppress(ModelError):  # an exported model may have the image tower alone
+            self._encoder.encode_texts(["the first call of a model is slow"])
 
     async def encode_text(self, text: str) -> Vector:
         """(dim,) float32 unit vector."""
