@@ -53,6 +53,7 @@ COMMANDS = {
     "serve": Command(
         "clipray.serve.app", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
     ),
+    "export": Command("clipray.export", "ExportConfig", "export", "model → ONNX files"),
     "evaluate": Command(
         "clipray.evaluate", "EvaluateConfig", "evaluate", "measure the recall of an index"
     ),
@@ -167,7 +168,9 @@ def _parser(name: str, command: Command, kind: type[Config]) -> argparse.Argumen
     )
     parser.add_argument("--json", action="store_true", default=False, help="result as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
-    for field_name, field in kind.model_fields.items():
+    # The order of the fields is that of their owners; what must be given comes first.
+    fields = sorted(kind.model_fields.items(), key=lambda item: not item[1].is_required())
+    for field_name, field in fields:
         _add_option(parser, field_name, field)
     return parser
 

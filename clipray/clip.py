@@ -17,14 +17,12 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import get_model_config
-from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
-from PIL.Image import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.transforms import Compose, Normalize
 
 from clipray.errors import InputError, ModelError
 from clipray.manifest import (
+    TOWER_FILE,
     ModelFolder,
     ModelIdentity,
     ModelManifest,
@@ -69,13 +67,6 @@ class ClipModel:
             tokenizer=digest(_describe_tokenizer(self.tokenize)),
         )
 
-    def geometry(self) -> Callable[[Image], Image]:
-        """Resize and crop as the model wants it, without the step to floats."""
-        full = image_transform_v2(PreprocessCfg(**self.preprocess), is_train=False)
-        steps = [t for t in full.transforms if not isinstance(t, MaybeToTensor | Normalize)]
-        crop: Callable[[Image], Image] = Compose(steps)
-        return crop
-
 
 def load(source: ModelSource) -> ClipModel:
     """Load a model with its weights.
@@ -84,6 +75,7 @@ def load(source: ModelSource) -> ClipModel:
         ModelError: unknown name or tag, missing or unusable weights.
     """
     folder = Path(source.name)
+    _require_no_export(folder)
     if ModelFolder(folder).config.is_file():
         return _open(f"local-dir:{folder.resolve()}", source, require_pretrained=True)
     _check_name(source.name)
@@ -118,12 +110,9 @@ def save(model: ClipModel, folder: Path, metrics: Mapping[str, float]) -> ModelI
         the identity of what was written.
     """
     files = ModelFolder(folder)
-    config = {"model_cfg": model.architecture, "preprocess_cfg": model.preprocess}
-    files.config.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    save_tokenizer(model, folder)
     weights = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     save_file(weights, files.weights)
-    if hasattr(model.tokenize, "save_pretrained"):
-        model.tokenize.save_pretrained(str(folder))
     identity = model.identity()
     write_json(files.manifest, ModelManifest(identity=identity, metrics=dict(metrics)))
     return identity
@@ -143,6 +132,39 @@ def _open(name: str, source: ModelSource, *, require_pretrained: bool = False) -
         raise ModelError(f"model {_display_name(source)}: {_reason(error)}") from error
     preprocess = json.loads(json.dumps(module.visual.preprocess_cfg))
     return ClipModel(module.eval(), tokenize, architecture, preprocess, source)
+
+
+def open_tokenizer(folder: Path, expected: ModelIdentity) -> Tokenizer:
+    """The tokenizer that `save_tokenizer` left in a folder.
+
+    Raises:
+        ModelError: it cannot be opened, or is not that of the model `expected`.
+    """
+    try:
+        tokenize: Tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
+    except Exception as error:  # as in `_open`
+        raise ModelError(f"{folder}: its tokenizer {_reason(error)}") from error
+    if digest(_describe_tokenizer(tokenize)) != expected.tokenizer:
+        raise ModelError(f"{folder}: its tokenizer is not that of {expected}; export it again")
+    return tokenize
+
+
+def save_tokenizer(model: ClipModel, folder: Path) -> None:
+    """Write what describes a model and its tokenizer, without weights."""
+    config = {"model_cfg": model.architecture, "preprocess_cfg": model.preprocess}
+    ModelFolder(folder).config.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    if hasattr(model.tokenize, "save_pretrained"):
+        model.tokenize.save_pretrained(str(folder))
+
+
+def _require_no_export(folder: Path) -> None:
+    if (folder / TOWER_FILE).is_file():
+        raise ModelError(f"{folder}: one tower of an exported folder; give {folder.parent}")
+    if any(folder.glob(f"*/{TOWER_FILE}")):
+        raise ModelError(
+            f"{folder}: an exported folder, which has no weights for torch; use --backend onnx, "
+            "or give the model that it was exported from"
+        )
 
 
 def _check_name(name: str) -> None:

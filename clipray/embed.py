@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from clipray import clip, cluster, storage
+from clipray import cluster, storage
 from clipray.account import Account, EmbedReport
-from clipray.config import Config, to_yaml
+from clipray.config import to_yaml
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
-from clipray.encoder import Device, Precision, open_encoder
+from clipray.encoder import EncoderOptions, identify, open_encoder
 from clipray.errors import ClipRayError, MismatchError, OutputError
 from clipray.filters import FilterTree
 from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet
@@ -31,7 +31,7 @@ JUDGED_FROM = 100  # samples; fewer say little about a collection
 LOOKUPS = 32  # signatures that are read at once
 
 
-class EmbedConfig(Config):
+class EmbedConfig(EncoderOptions):
     """Turn images and captions into unit vectors, one part per input shard."""
 
     input: tuple[str, ...] = Field(
@@ -63,8 +63,6 @@ class EmbedConfig(Config):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of one actor; by default 1 where the cluster has any"
     )
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
     decode_threads: int | None = Field(
         None,
@@ -80,7 +78,11 @@ class EmbedConfig(Config):
     def settings(self) -> EmbeddingSettings:
         """What must be the same in every run into one folder."""
         return EmbeddingSettings(
-            modality=self.modality, filter=self.filter, precision=self.precision
+            modality=self.modality,
+            filter=self.filter,
+            precision=self.precision,
+            backend=self.backend,
+            decode=self.decode,
         )
 
 
@@ -98,7 +100,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     _require_ours(folder)
     members = {part.shard: part.members for _, part in folder.markers()}
     found = find_shards(config.input, members)
-    identity = clip.load(source).identity()
+    identity = identify(source, config)
     with _only_writer(folder):
         manifest = _begin(folder, config, source, identity, found.shards)
         numbers = {name: number for number, name in enumerate(manifest.shards)}
@@ -131,7 +133,7 @@ def _run_here(
 ) -> Generator[PartReport]:
     if not todo:
         return
-    encoder, tally = open_encoder(source, config.device, config.precision), Tally()
+    encoder, tally = open_encoder(source, config), Tally()
     shop = Workshop(_settings(config, DECODE_THREADS), folder, encoder, tick=tally.add)
     with drawn(tally.total, _expected(todo), len(todo)) as bar:
         for plan in todo:
@@ -156,7 +158,7 @@ def _run_fleet(
             shards=len(todo),
         )
         settings = _settings(config, fleet.decode_threads)
-        arguments = (source, (config.device, config.precision), settings, folder.root)
+        arguments = (source, config, settings, folder.root)
         yield from run_fleet(todo, fleet, samples, arguments)
 
 

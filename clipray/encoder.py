@@ -5,23 +5,36 @@ run, and with what, is decided in `open_encoder`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from clipray import clip, images, texts
+from clipray import clip
+from clipray.config import Config
 from clipray.errors import ModelError
+from clipray.exported import ExportedFolder, exported_beside, exported_itself
 from clipray.manifest import ModelIdentity, ModelSource
+from clipray.onnx_encoder import OnnxEncoder, choose_device
+from clipray.pixels import Decode, Pixels
+from clipray.torch_encoder import TorchEncoder, Vectors
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Backend = Literal["auto", "torch", "onnx"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-Pixels = NDArray[np.uint8]
-Vectors = NDArray[np.float32]
+
+
+class EncoderOptions(Config):
+    """How a model is run; the vectors are the same up to rounding."""
+
+    device: Device = Field("auto", description="auto, cpu, cuda")
+    precision: Precision = Field(
+        "auto", description="auto is bf16 on a GPU, fp32 elsewhere; int8 is for exported models"
+    )
+    backend: Backend = Field("auto", description="auto is onnx for an exported folder, else torch")
+    decode: Decode = Field(
+        "exact", description="fast reads image files in a fraction of the time, nearly the same"
+    )
 
 
 class Encoder(Protocol):
@@ -29,7 +42,7 @@ class Encoder(Protocol):
 
     identity: ModelIdentity
 
-    def pixels(self, data: bytes) -> Pixels:
+    def pixels(self, data: bytes, /) -> Pixels:
         """An image file, decoded, resized and cropped: (3, height, width) uint8; thread-safe.
 
         Raises:
@@ -46,62 +59,51 @@ class Encoder(Protocol):
         ...
 
 
-class TorchEncoder:
-    """A model run by torch, eagerly."""
-
-    def __init__(self, model: clip.ClipModel, device: torch.device, dtype: torch.dtype) -> None:
-        self.identity = model.identity()
-        self._geometry = model.geometry()
-        self._tokenize = model.tokenize
-        self._module: Any = model.module.to(device).eval()
-        self._device, self._dtype = device, dtype
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(model.preprocess["mean"], device=device).view(shape)
-        self._std = torch.tensor(model.preprocess["std"], device=device).view(shape)
-
-    def pixels(self, data: bytes) -> Pixels:
-        """As the protocol says."""
-        upright = self._geometry(images.decode(data))
-        return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(n, 3, H, W) uint8 on the model's device → float32, normalised as the model wants it."""
-        return pixels.float().div_(255).sub_(self._mean).div_(self._std)
-
-    @torch.inference_mode()
-    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
-        """As the protocol says."""
-        batch = torch.from_numpy(np.stack(pixels)).to(self._device)  # (n, 3, H, W) uint8
-        with self._autocast():
-            return _to_unit(self._module.encode_image(self.normalise(batch)))
-
-    @torch.inference_mode()
-    def encode_texts(self, given: Sequence[str], /) -> Vectors:
-        """As the protocol says."""
-        tokens = self._tokenize([texts.clean(text) for text in given]).to(self._device)
-        with self._autocast():
-            return _to_unit(texts.encode(self._module, tokens))
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self._dtype is not torch.float32
-        return torch.autocast(self._device.type, self._dtype, enabled=enabled)
-
-
-def open_encoder(
-    source: ModelSource, device: str = "auto", precision: Precision = "auto"
-) -> Encoder:
+def open_encoder(source: ModelSource, options: EncoderOptions) -> Encoder:
     """Load a model to run.
 
-    Args:
-        source: which model.
-        device: `cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one.
-        precision: `auto` is bf16 on a GPU and fp32 elsewhere.
+    Raises:
+        ModelError: when the model, the device or the precision cannot be used.
+        DamagedError: when a file of an exported model was changed.
+    """
+    folder = _exported(source, options)
+    if folder:
+        device_name = choose_device(options.device)
+        return OnnxEncoder(folder, device_name, options.precision, options.decode)
+    _require_torch_can(options.precision)
+    device = _device(options.device)
+    dtype = _dtype(options.precision, device)
+    return TorchEncoder(clip.load(source), device, dtype, options.decode)
+
+
+def identify(source: ModelSource, options: EncoderOptions) -> ModelIdentity:
+    """What `open_encoder` would open; of an exported model without reading its weights.
 
     Raises:
-        ModelError: when the model or the device cannot be used.
+        ModelError: when the model or the precision cannot be used, on whatever device.
     """
-    chosen = _device(device)
-    return TorchEncoder(clip.load(source), chosen, _dtype(precision, chosen))
+    folder = _exported(source, options)
+    if folder:
+        manifests = folder.read()
+        for name, manifest in manifests.items():
+            folder.tower(name).choose(manifest, options.precision)
+        return next(iter(manifests.values())).identity
+    _require_torch_can(options.precision)
+    return clip.load(source).identity()
+
+
+def _exported(source: ModelSource, options: EncoderOptions) -> ExportedFolder | None:
+    if options.backend == "onnx":
+        return exported_beside(source)
+    return exported_itself(source) if options.backend == "auto" else None
+
+
+def _require_torch_can(precision: Precision) -> None:
+    if precision == "int8":
+        raise ModelError(
+            "precision int8: only exported models have it; `clipray export --precision int8` "
+            "makes one, and --backend onnx runs it"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -117,8 +119,3 @@ def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _to_unit(features: Tensor) -> Vectors:
-    vectors: Vectors = normalize(features.float(), dim=-1).cpu().numpy()
-    return vectors

@@ -9,8 +9,7 @@ from pathlib import Path
 from pydantic import Field
 from tqdm import tqdm
 
-from clipray.config import Config
-from clipray.encoder import Device, Encoder, Precision, open_encoder
+from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.errors import InputError
 from clipray.index import Index
 from clipray.matches import Matches
@@ -20,12 +19,10 @@ RANKS = (1, 5, 10)
 BATCH = 256
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(EncoderOptions):
     """Measure how often a row's caption finds that row."""
 
     index: Path = Field(description="index folder with captions")
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
 
 
 class EvaluateReport(Report):
@@ -47,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         InputError: when no row has a caption.
     """
     index = Index.open(config.index)
-    encoder = open_encoder(index.manifest.source, config.device, config.precision)
+    encoder = open_encoder(index.manifest.source, config)
     index.manifest.model.require(encoder.identity, f"{config.index}: the model")
     return caption_recall(index, encoder)
 

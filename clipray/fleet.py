@@ -17,7 +17,7 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy
 
 from clipray.embeddings import EmbeddingsFolder
-from clipray.encoder import Precision, open_encoder
+from clipray.encoder import EncoderOptions, open_encoder
 from clipray.errors import from_remote
 from clipray.manifest import ModelSource
 from clipray.part import PartPlan, PartReport, Workshop, embed_shard
@@ -90,12 +90,12 @@ class ShardEncoder:
     def __init__(
         self,
         source: ModelSource,
-        choice: tuple[str, Precision],
+        options: EncoderOptions,
         settings: PartSettings,
         root: Path,
         tally: Any,
     ) -> None:
-        encoder = open_encoder(source, *choice)
+        encoder = open_encoder(source, options)
         actor = str(ray.get_runtime_context().get_actor_id())
         folder = EmbeddingsFolder(root)
         self._shop = Workshop(settings, folder, encoder, actor, tick=tally.add.remote)

@@ -14,6 +14,7 @@ from clipray.errors import ImageError
 MAX_BYTES = 20 << 20
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 100  # 20000 x 1 took 10 s and 5 GB to resize to a short side of 224
+MAX_STRETCH = 1e-3  # of a JPEG that is decoded at a fraction of its size
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads MPO as a JPEG
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -25,8 +26,13 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, enough: int | None = None) -> Image.Image:
     """Decode to an upright RGB picture.
+
+    Args:
+        data: an image file.
+        enough: a JPEG may come out at 1/2, 1/4 or 1/8 of its size as long as no side is shorter
+            than this; by default it never does.
 
     Raises:
         ImageError: empty, too large, of no allowed format, or damaged; the words before the
@@ -39,6 +45,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened)
+            if enough:
+                _shrink(opened, enough)
             return _to_rgb(ImageOps.exif_transpose(opened))
     except ImageError:
         raise
@@ -74,6 +82,16 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError(f"too many pixels: {width} x {height}, at most {MAX_PIXELS} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"too narrow: {width} x {height}, at most {MAX_ASPECT} : 1 is resized")
+
+
+def _shrink(image: Image.Image, enough: int) -> None:
+    """Have a JPEG decoded at a fraction of its size; nothing happens to other formats."""
+    for scale in (8, 4, 2):
+        # A side that the scale does not divide comes out a little too long, and all of it shifts.
+        exact = all(-side % scale <= MAX_STRETCH * side for side in image.size)
+        if exact and min(image.size) >= scale * enough:
+            image.draft("RGB", (image.width // scale, image.height // scale))
+            return
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

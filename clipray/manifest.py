@@ -18,6 +18,7 @@ from clipray.errors import DamagedError, InputError, MismatchError, OutputError
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 256 << 20
+TOWER_FILE = "tower.json"  # of an exported folder, the rest of which is in `exported`
 
 Modality = Literal["image", "text"]
 Modalities = Literal["image", "text", "both"]
@@ -87,7 +88,11 @@ class ModelSource(Config):
     def absolute(self) -> "ModelSource":
         """The same for a worker that runs in another folder; names and tags stay as they are."""
         name, file = Path(self.name), Path(self.pretrained or "")
-        is_path = name.is_file() or ModelFolder(name).config.is_file()
+        is_path = (
+            name.is_file()
+            or ModelFolder(name).config.is_file()
+            or any(name.glob(f"*/{TOWER_FILE}"))
+        )
         return ModelSource(
             name=str(name.resolve()) if is_path else self.name,
             pretrained=str(file.resolve()) if file.is_file() else self.pretrained,

@@ -11,15 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipray import filters
 from clipray.errors import ImageError
 from clipray.manifest import Modality
+from clipray.pixels import Pixels
 from clipray.samples import Entry
 
-Pixels = NDArray[np.uint8]
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 

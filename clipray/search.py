@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from clipray.config import Config
-from clipray.encoder import Device, Encoder, Precision, open_encoder
+from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.errors import InputError, QueryError
 from clipray.images import MAX_BYTES
 from clipray.index import Index
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 Vector = NDArray[np.float32]
 
 
-class SearchConfig(Config):
+class SearchConfig(EncoderOptions):
     """Search an index in this process, without a server."""
 
     index: Path = Field(description="index folder")
@@ -42,8 +41,6 @@ class SearchConfig(Config):
         None, description="model name or folder; by default where the index says it is"
     )
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SearchConfig":
@@ -95,7 +92,7 @@ def open_for(index: Index, config: SearchConfig) -> Encoder:
     source = index.manifest.source
     if config.model:
         source = ModelSource(name=config.model, pretrained=config.pretrained)
-    encoder = open_encoder(source, config.device, config.precision)
+    encoder = open_encoder(source, config)
     index.manifest.model.require(encoder.identity, f"{config.index}: the model")
     return encoder
 

@@ -5,12 +5,15 @@ the longest text of a batch changes nothing but the time. Tokenizers, images and
 known here.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import open_clip
 import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
+
+from clipray.config import Config
 
 MAX_CHARACTERS = 2_000  # a 20 KB word held open_clip's tokenizer for 8.5 s
 
@@ -20,33 +23,49 @@ def clean(text: str) -> str:
     return text[:MAX_CHARACTERS].encode("utf-8", errors="replace").decode()
 
 
-def encode(module: nn.Module, tokens: Tensor) -> Tensor:
-    """Features of the text tower, not normalised.
+class Ending(Config):
+    """How a causal tower finds the token that it pools at; nothing behind that token counts.
 
-    Args:
-        module: any of open_clip's models.
-        tokens: (n, context length) int64.
-
-    Returns:
-        (n, dim), equal to `module.encode_text(tokens)` up to rounding.
+    Attributes:
+        pool: open_clip's name: the highest number of a text, or the first `token`.
+        token: end-of-text.
     """
-    if not _is_cuttable(module):
-        features: Tensor = module.encode_text(tokens)  # type: ignore[operator]
-        return features
-    return _encode_cut(module, tokens[:, : _longest(module, tokens)])
+
+    pool: Literal["argmax", "eos"]
+    token: int
+
+    @classmethod
+    def of(cls, module: Any) -> Self | None:
+        """That of one of open_clip's models; None where the whole context counts."""
+        causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
+        if not causal or module.text_pool_type not in ("argmax", "eos"):
+            return None
+        return cls(pool=module.text_pool_type, token=module.text_eos_id)
+
+    def find(self, tokens: Tensor) -> Tensor:
+        """Tokens (n, length) int64 → places (n,) int64."""
+        ends = (tokens == self.token).int() if self.pool == "eos" else tokens
+        return ends.argmax(dim=-1)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """The tokens up to the end of the longest text."""
+        return tokens[:, : int(self.find(tokens).max()) + 1]
 
 
-def _is_cuttable(module: Any) -> bool:
-    causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
-    return causal and module.text_pool_type in ("argmax", "eos")
+def tower(module: Any) -> Callable[[Tensor], Tensor]:
+    """The text tower, without work on the padding behind the longest text.
+
+    What is returned takes tokens (n, context length) int64 and gives features (n, dim), not
+    normalised, equal to those of `module.encode_text` up to rounding.
+    """
+    ending = Ending.of(module)
+    if ending is None:
+        return module.encode_text  # type: ignore[no-any-return]
+    return lambda tokens: encode_cut(module, ending.cut(tokens))
 
 
-def _longest(module: Any, tokens: Tensor) -> int:
-    ends = tokens == module.text_eos_id if module.text_pool_type == "eos" else tokens
-    return int(ends.int().argmax(dim=-1).max()) + 1
-
-
-def _encode_cut(module: Any, tokens: Tensor) -> Tensor:
+def encode_cut(module: Any, tokens: Tensor) -> Tensor:
+    """Features of a tower with an ending, from tokens that reach to the end of the longest text."""
     length = tokens.shape[1]
     dtype = module.transformer.get_cast_dtype()
     x = module.token_embedding(tokens).to(dtype)  # (n, length, width)

@@ -16,10 +16,10 @@ from torch.nn.utils import clip_grad_norm_
 from clipray.augment import AugmentConfig, augment
 from clipray.clip import ClipModel
 from clipray.config import Config
-from clipray.encoder import TorchEncoder
 from clipray.loader import Batch, LoaderConfig, Plan
 from clipray.loss import contrastive_loss
 from clipray.optim import OptimConfig, build_optimizer, learning_rate
+from clipray.pixels import Normaliser, pixel_reader
 
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
 
@@ -58,9 +58,9 @@ class Trainer:
         wrap: Callable[[nn.Module], nn.Module],
     ) -> None:
         self._recipe, self._plan, self._device = recipe, plan, device
-        encoder = TorchEncoder(model, device, torch.float32)
-        self.pixels, self._normalise = encoder.pixels, encoder.normalise
-        self._raw: Any = model.module.train().to(memory_format=torch.channels_last)
+        self.pixels = pixel_reader(model.preprocess)
+        self._normalise = Normaliser(model.preprocess, device)
+        self._raw: Any = model.module.to(device).train().to(memory_format=torch.channels_last)
         self._module = wrap(self._raw)
         self._optimizer = build_optimizer(self._raw, recipe.optim)
         self._steps = recipe.epochs * plan.steps

@@ -14,7 +14,9 @@ import torch
 from clipray import clip, cluster
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
-from clipray.encoder import Encoder, open_encoder
+from clipray.encoder import Encoder, EncoderOptions, open_encoder
+from clipray.export import ExportConfig, export
+from clipray.exported import ExportPrecision
 from clipray.index import IndexBuildConfig, build
 from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import ModelSource, write_json
@@ -91,7 +93,18 @@ def model(workspace: Path, architecture: Path, photos: Path) -> Path:
 @pytest.fixture(scope="session")
 def encoder(model: Path) -> Encoder:
     """The tiny CLIP, open."""
-    return open_encoder(ModelSource(name=str(model)), "cpu", "fp32")
+    return open_encoder(
+        ModelSource(name=str(model)), EncoderOptions(device="cpu", precision="fp32")
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(workspace: Path, model: Path) -> Path:
+    """The tiny CLIP as ONNX files, in all precisions."""
+    folder = workspace / "exported"
+    precision: tuple[ExportPrecision, ...] = ("fp32", "fp16", "int8")
+    export(ExportConfig(model=str(model), output=folder, precision=precision, samples=20))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,11 @@ def wrong_uses(flat_index, photos, model, tmp_path):
     return [
         ((*embed, "--input", tmp_path / "none"), "no such folder"),
         ((*embed, "--input", empty), "no image and no .tar"),
-        ((*embed, "--input", photos / "even/0000.png"), "expected a folder"),
+        ((*embed, "--input", typo), "expected a folder"),
+        ((*embed, "--input", f"{photos}/*.tar"), "matches nothing"),
+        ((*embed, "--input", "foo://bucket/x"), "cannot be opened"),
+        ((*embed, "--input", photos, "--filter", "{"), "not valid JSON"),
+        ((*embed, "--input", photos, "--filter", '{"width": {"$gtt": 1}}'), "did you mean $gt"),
         ((*embed, "--input", photos, "--input", photos), "two inputs are called"),
         ((*embed, "--input", photos, "--batch-size", "0"), "batch_size"),
         ((*embed, "--input", photos, "--device", "gpu"), "device: "),
@@ -100,6 +104,15 @@ def wrong_uses(flat_index, photos, model, tmp_path):
         (("indexx",), "invalid choice"),
         ((), "usage"),
         (("serve", "--index", tmp_path / "none"), "no index folder"),
+        (("export", "--model", model, "--output", photos), "exists already"),
+        (("export", "--model", model, "--output", out, "--towers", "text", "--precision", "int8"),
+         "int8 is for image towers"),
+        (("export", "--model", model, "--output", out, "--precision", "int4"), "'int8'"),
+        ((*embed, "--input", photos, "--backend", "onnx"), "no exported folder"),
+        ((*embed, "--input", photos, "--precision", "int8"), "only exported models have it"),
+        ((*embed, "--input", photos, "--decode", "quick"), "invalid choice"),
+        (("search", "--index", flat_index, "--text", "a", "--backend", "onnx"),
+         "no exported folder"),
         (("demo", "--output", photos), "holds other things"),
     ]  # fmt: skip
 
@@ -117,3 +130,9 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, flat_index, photos, model
             assert len(err.strip().splitlines()) == 1, (command, err)
     assert sorted(photos.rglob("*")) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_first_what_must_be_given(capsys):
+    for name in ("embed", "search", "serve", "export"):
+        shown = run(capsys, *name.split(), "--help")[1].partition("say more")[2]
+        assert shown.rindex("(required)") < shown.index("(default:")

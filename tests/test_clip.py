@@ -155,10 +155,3 @@ def test_code_in_a_weights_file_never_runs(copy, tmp_path, form):
     assert not canary.exists()
     pickle.loads(evil_files(canary)[0])  # the canary does sing where it is let
     assert canary.exists()
-
-
-def test_geometry_is_that_of_the_model(model):
-    crop = clip.load(source(model)).geometry()
-    for size in ((32, 32), (48, 31), (7, 90)):
-        found = crop(Image.new("RGB", size, (1, 2, 3)))
-        assert (found.size, found.getpixel((0, 0))) == ((32, 32), (1, 2, 3))

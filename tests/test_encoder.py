@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipray.encoder import open_encoder
+from clipray.encoder import EncoderOptions, open_encoder
 from clipray.errors import ImageError, ModelError
 from clipray.manifest import ModelSource
 from tests.drawing import drawings
@@ -70,7 +70,7 @@ def test_a_very_long_word_takes_bounded_time(encoder, length):
 
 
 def test_precision_moves_a_vector_only_a_little(model, encoder):
-    half = open_encoder(ModelSource(name=str(model)), "cpu", "bf16")
+    half = open_encoder(ModelSource(name=str(model)), EncoderOptions(precision="bf16"))
     assert half.identity.fingerprint == encoder.identity.fingerprint
     pixels = [encoder.pixels(drawing.png) for drawing in drawings(8)]
     vectors = half.encode_images(pixels)
@@ -81,4 +81,4 @@ def test_precision_moves_a_vector_only_a_little(model, encoder):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_devices_that_are_not_there_are_told(model):
     with pytest.raises(ModelError, match="torch sees no GPU here"):
-        open_encoder(ModelSource(name=str(model)), "cuda:0")
+        open_encoder(ModelSource(name=str(model)), EncoderOptions(device="cuda:0"))

@@ -22,7 +22,7 @@ def tiny(architecture):
 def test_cutting_the_context_changes_nothing(tiny, count):
     tokens = tiny.tokenize(TEXTS[:count])
     with torch.inference_mode():
-        cut, whole = texts.encode(tiny.module, tokens), tiny.module.encode_text(tokens)
+        cut, whole = texts.tower(tiny.module)(tokens), tiny.module.encode_text(tokens)
     assert torch.allclose(cut, whole, atol=1e-6)
 
 
@@ -37,7 +37,7 @@ def test_a_tower_that_sees_the_padding_keeps_it():
     tokens = torch.zeros((1, 16), dtype=torch.long)
     tokens[0, :3] = torch.tensor([98, 5, 99])
     with torch.inference_mode():
-        assert torch.equal(texts.encode(module, tokens), module.encode_text(tokens))
+        assert torch.equal(texts.tower(module)(tokens), module.encode_text(tokens))
 
 
 def test_a_long_word_is_tokenized_in_bounded_time(tiny):

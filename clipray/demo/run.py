@@ -24,7 +24,7 @@ from clipray.demo.emoji import write_emoji_shards
 from clipray.demo.sheet import write_sheet
 from clipray.demo.tour import INDEX, search_p50_ms, table, tour
 from clipray.embed import EmbedConfig, embed
-from clipray.encoder import open_encoder
+from clipray.encoder import EncoderOptions, open_encoder
 from clipray.errors import OutputError
 from clipray.evaluate import EvaluateReport, caption_recall
 from clipray.index import Index, IndexBuildConfig, build
@@ -125,7 +125,7 @@ def demo(config: DemoConfig) -> DemoReport:
         _index(layout)
         _say("4/5 evaluate: how often does a name find its picture?")
         images = Index.open(layout.images)
-        recall = caption_recall(images, open_encoder(images.manifest.source))
+        recall = caption_recall(images, open_encoder(images.manifest.source, EncoderOptions()))
         _say("5/5 serve, and search over HTTP")
         url = start(_service(config, layout))
         with Client(url) as client:

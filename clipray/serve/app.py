@@ -14,8 +14,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from clipray import cluster, uri
-from clipray.config import Config
-from clipray.encoder import Device, Precision
+from clipray.encoder import EncoderOptions
 from clipray.errors import ConfigError, from_remote
 from clipray.manifest import ModelSource
 from clipray.report import Report
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 APP_NAME = "clipray"
 
 
-class ServeArgs(Config):
+class ServeArgs(EncoderOptions):
     """Arguments of the application."""
 
     index: tuple[str, ...] = Field(
@@ -41,8 +40,6 @@ class ServeArgs(Config):
         None, description="model name or folder; by default where the indices say it is"
     )
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     gpus: float = Field(0, ge=0, description="GPUs of one encoder replica")
     groups: int = Field(1, ge=1, description="processes that the shards are dealt out to")
     replicas: int = Field(1, ge=1, description="replicas of every group")
@@ -78,7 +75,7 @@ def build(args: ServeArgs) -> Application:
         name="Encoder",
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 0.2, "num_gpus": args.gpus},
-    )(EncoderReplica).bind(catalog.source, catalog.model, args.device, args.precision)
+    )(EncoderReplica).bind(catalog.source, catalog.model, args)
     groups = [
         serve.deployment(
             name=f"ShardGroup-{number}",

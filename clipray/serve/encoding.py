@@ -1,13 +1,16 @@
 """The encoder deployment: texts and images that arrive together are encoded together."""
 
 import asyncio
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
-from clipray.encoder import Pixels, Precision, open_encoder
+from clipray.encoder import EncoderOptions, open_encoder
+from clipray.errors import ModelError
 from clipray.manifest import ModelIdentity, ModelSource
+from clipray.pixels import Pixels
 
 Vector = NDArray[np.float32]
 
@@ -20,11 +23,12 @@ class EncoderReplica:
     """
 
     def __init__(
-        self, source: ModelSource, expected: ModelIdentity, device: str, precision: Precision
+        self, source: ModelSource, expected: ModelIdentity, options: EncoderOptions
     ) -> None:
-        self._encoder = open_encoder(source, device, precision)
+        self._encoder = open_encoder(source, options)
         expected.require(self._encoder.identity, "the model of the service")
-        self._encoder.encode_texts(["the first call of a model is slow"])
+        with suppress(ModelError):  # an exported model may have the image tower alone
+            self._encoder.encode_texts(["the first call of a model is slow"])
 
     async def encode_text(self, text: str) -> Vector:
         """(dim,) float32 unit vector."""

@@ -1,0 +1,93 @@
+"""Image files to the pixels that a model takes, and those to the numbers it computes with.
+
+Two ways to the same picture. `exact` is what open_clip does, resized by Pillow; it is the
+reference. `fast` decodes a large JPEG at a fraction of its size and resizes with torch. What is
+a picture at all is decided in `images`, for both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
+from PIL.Image import Image
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize, Resize
+from torchvision.transforms.v2.functional import resize
+
+from clipray import images
+
+Decode = Literal["exact", "fast"]
+Pixels = NDArray[np.uint8]
+Reader = Callable[[bytes], Pixels]
+Step = Callable[[Any], Any]
+
+ENOUGH = 3  # a JPEG is decoded at least this many times as large as the model wants it
+
+
+def pixel_reader(preprocess: Mapping[str, Any], decode: Decode = "exact") -> Reader:
+    """What turns an image file into (3, height, width) uint8 pixels; thread-safe.
+
+    Args:
+        preprocess: open_clip's `preprocess_cfg`.
+        decode: which way.
+
+    The reader raises ImageError for the same files, whichever way.
+    """
+    return _fast(preprocess) if decode == "fast" else _exact(preprocess)
+
+
+def geometry(preprocess: Mapping[str, Any]) -> Callable[[Image], Image]:
+    """Resize and crop as the model wants it, without the step to floats."""
+    crop: Callable[[Image], Image] = Compose(_steps(preprocess))
+    return crop
+
+
+class Normaliser:
+    """(n, 3, H, W) uint8 on a device → float32, shifted and scaled as the model wants it."""
+
+    def __init__(self, preprocess: Mapping[str, Any], device: torch.device) -> None:
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(preprocess["mean"], device=device).view(shape)
+        self._std = torch.tensor(preprocess["std"], device=device).view(shape)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return pixels.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def _exact(preprocess: Mapping[str, Any]) -> Reader:
+    crop = geometry(preprocess)
+
+    def read(data: bytes) -> Pixels:
+        upright = crop(images.decode(data))
+        return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+
+    return read
+
+
+def _fast(preprocess: Mapping[str, Any]) -> Reader:
+    steps = _steps(preprocess)
+    if not isinstance(steps[0], Resize):
+        return _exact(preprocess)  # keeps the ratio within a box, which torchvision cannot
+    crop = Compose([_resize_tensor(steps[0]), *steps[1:-1]])  # the last one is for Pillow's modes
+    enough = ENOUGH * int(np.max(preprocess["size"]))
+
+    def read(data: bytes) -> Pixels:
+        upright = images.decode(data, enough)
+        whole = torch.from_numpy(np.array(upright)).permute(2, 0, 1)  # (3, H, W), channels last
+        pixels: Pixels = crop(whole).contiguous().numpy()
+        return pixels
+
+    return read
+
+
+def _resize_tensor(step: Resize) -> Step:
+    return lambda image: resize(image, step.size, step.interpolation, antialias=True)
+
+
+def _steps(preprocess: Mapping[str, Any]) -> list[Step]:
+    full = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+    return [t for t in full.transforms if not isinstance(t, MaybeToTensor | Normalize)]

@@ -1,0 +1,64 @@
+"""A model run by torch, eagerly.
+
+Weights are converted once to the precision asked for. On a CPU both towers are rearranged by
+`packed`; elsewhere open_clip's own modules run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clipray import clip, packed, texts
+from clipray.pixels import Decode, Normaliser, Pixels, pixel_reader
+
+Vectors = NDArray[np.float32]
+
+
+class TorchEncoder:
+    """Images and texts to unit vectors, as `encoder.Encoder` says.
+
+    Args:
+        model: its module is taken over, and not to be used any more.
+        device: where it runs.
+        dtype: of weights and activations; vectors are brought to unit length in fp32.
+        decode: how image files are read.
+    """
+
+    def __init__(
+        self,
+        model: clip.ClipModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        decode: Decode = "exact",
+    ) -> None:
+        self.identity = model.identity()
+        self.pixels = pixel_reader(model.preprocess, decode)
+        self._normalise = Normaliser(model.preprocess, device)
+        self._tokenize = model.tokenize
+        self._device, self._dtype = device, dtype
+        module: Any = model.module.to(device, dtype).eval()
+        plain = device.type != "cpu"
+        self._images = module.encode_image if plain else packed.image_tower(module)
+        self._texts = texts.tower(module) if plain else packed.text_tower(module)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
+        """As the protocol says."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self._device)  # (n, 3, H, W) uint8
+        return _to_unit(self._images(self._normalise(batch).to(self._dtype)))
+
+    @torch.inference_mode()
+    def encode_texts(self, given: Sequence[str], /) -> Vectors:
+        """As the protocol says."""
+        tokens = self._tokenize([texts.clean(text) for text in given]).to(self._device)
+        return _to_unit(self._texts(tokens))
+
+
+def _to_unit(features: Tensor) -> Vectors:
+    vectors: Vectors = normalize(features.float(), dim=-1).cpu().numpy()
+    return vectors
