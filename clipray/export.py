@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ def _image_side(model: ClipModel, config: ExportConfig) -> _Side:
         pictures, whose = probe.read_pictures(config.images, config.samples, read), "given"
     else:
         pictures = probe.drawn_pictures(config.samples, read)
-    normalise, module = Normaliser(model.preprocess, torch.device("cpu")), _module(model)
+    normalise, module = Normaliser(model.preprocess, torch.device("cpu")), cast(Any, model.module)
     batches = tuple(np.stack(batch) for batch in _split(pictures))
     features = [module.encode_image(normalise(torch.from_numpy(batch))) for batch in batches]
     samples = f"{len(pictures)} pictures {whose}"
@@ -181,7 +181,7 @@ def _image_side(model: ClipModel, config: ExportConfig) -> _Side:
 def _text_side(model: ClipModel, config: ExportConfig) -> _Side:
     texts, ending = probe.made_texts(config.samples), Ending.of(model.module)
     whole = [model.tokenize(batch) for batch in _split(texts)]
-    features = [_module(model).encode_text(tokens) for tokens in whole]
+    features = [cast(Any, model.module).encode_text(tokens) for tokens in whole]
     batches = tuple((ending.cut(tokens) if ending else tokens).numpy() for tokens in whole)
     samples = f"{len(texts)} made texts"
     return _Side("text", model, write_text_graph, batches, _unit(features), samples, ending)
@@ -236,10 +236,6 @@ def _require_near(side: _Side, precision: ExportPrecision, cosine: float) -> Non
 
 def _record(path: Path) -> FileRecord:
     return FileRecord.of((path.stat().st_size, storage.sha256_file(path)))
-
-
-def _module(model: ClipModel) -> Any:
-    return model.module
 
 
 def _split(items: Sequence[ItemT]) -> list[Sequence[ItemT]]:
