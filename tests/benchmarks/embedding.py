@@ -56,6 +56,7 @@ class Contestant:
     Attributes:
         more: how many times N images the second run reads more than the first.
         encodes: whether its vectors can be compared.
+        first: a command line that is run once before, and not counted.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Contestant:
     computes: str
     more: int = 1
     encodes: bool = True
+    first: str = ""
 
 
 CONTESTANTS = (
@@ -119,9 +121,16 @@ class Arena:
     def run(self, contestant: Contestant, times: int) -> tuple[Cost, Path]:
         """Run once into an empty folder."""
         output = Path(tempfile.mkdtemp(dir=self.root)) / "output"
-        line = shlex.split(contestant.line.format(**self._places(times, output)))
-        spent = cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
-        return spent, output
+        return self._cost(contestant.line, times, output), output
+
+    def get_ready(self, contestant: Contestant) -> None:
+        """Run what comes first."""
+        if contestant.first:
+            self._cost(contestant.first, 1, Path(tempfile.mkdtemp(dir=self.root)) / "output")
+
+    def _cost(self, template: str, times: int, output: Path) -> Cost:
+        line = shlex.split(template.format(**self._places(times, output)))
+        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
 
     def _places(self, times: int, output: Path) -> dict[str, object]:
         shards = self.shards(times)
@@ -191,6 +200,8 @@ def measure(arena: Arena, chosen: list[Contestant], rounds: int) -> Iterator[lis
     truth = read_vectors(reference(arena))
     costs: Costs = {contestant.name: [] for contestant in chosen}
     alike: dict[str, dict[str, float]] = {}
+    for contestant in chosen:
+        arena.get_ready(contestant)
     for number in range(rounds):
         for contestant in chosen:
             less, output = arena.run(contestant, 1)
