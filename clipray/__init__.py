@@ -7,11 +7,12 @@ Floors, imports only go down:
 
 6. `cli`, `demo`
 5. `serve`, `evaluate`, `search`
-4. `train`, `embed`, `index`, `client`; `cluster`, the one place that starts Ray
-3. `builder`, `part`, `trainer`; `loader`, `encoder`, `shard`, `embeddings`
-2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`
-1. `manifest`, `samples`, `images`, `texts`, `augment`, `tar`, `report`, `metrics`
-0. `config`, `matches`, `storage`, `errors`
+4. `train`, `embed`, `index`, `client`; `fleet`, and `cluster`, the one place that starts Ray
+3. `builder`, `part`, `trainer`, `account`; `loader`, `encoder`, `shard`, `prepare`, `rows`
+2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`
+1. `sources`, `shards`, `samples`; `manifest`, `images`, `texts`, `augment`, `tar`, `parquet`,
+   `filters`, `report`, `metrics`, `tally`
+0. `config`, `matches`, `storage`, `uri`, `errors`
 """
 
 __version__ = "0.1.0"

@@ -49,6 +49,12 @@ def session(cpus: int = 2) -> Iterator[None]:
         ray.shutdown()
 
 
+def resources() -> dict[str, float]:
+    """What the running cluster has now, such as `CPU` and `GPU`."""
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return has
+
+
 def is_remote() -> bool:
     """Whether commands use a running cluster, which outlives them."""
     return bool(os.environ.get("RAY_ADDRESS"))

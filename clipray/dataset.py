@@ -1,175 +1,28 @@
-"""Folders of img2dataset shards, folders of images and text files, as shards of samples.
+"""What the user named as input, cut into shards of samples.
 
-A source is cut into shards, and a shard lists its samples from headers, names and line ends alone.
-What a sample says is not read here.
+A folder is read as img2dataset's `webdataset`, `files` or `parquet` output where it looks like
+one, else as a folder of images. Only names and `_stats.json` are read here.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
+from pathlib import PurePosixPath
+from typing import Any
 
-from clipray import images, storage, tar
+from clipray import images, parquet, uri
 from clipray.errors import InputError
-from clipray.samples import Entry, Listing, Location, as_unicode
+from clipray.shards import FilesShard, FolderShard, ParquetShard, Shard, TarShard, TextShard
+from clipray.sources import LOOKUPS, Source, find_sources
+from clipray.uri import AnyPath
 
 IMAGES_PER_SHARD = 1_000  # of a plain folder
 LINES_PER_SHARD = 10_000  # of a text file
-SIGNED_BYTES = 64 << 10
-
-
-class Shard(Protocol):
-    """A part of a source that is read at once: a tar, or a slice of a folder or of a text file."""
-
-    @property
-    def name(self) -> str:
-        """Stable name, which begins with that of the source."""
-        ...
-
-    @property
-    def path(self) -> Path:
-        """What is read: a file or a folder."""
-        ...
-
-    def signature(self) -> str:
-        """A value that changes when the shard is replaced."""
-        ...
-
-    def list(self) -> Listing:
-        """Find the samples; reads headers, names and line ends only."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TarShard:
-    """A tar of img2dataset's `webdataset` output.
-
-    Attributes:
-        source: name of its source, the first part of every key.
-        expected: number of samples that `_stats.json` promises, None where there is none.
-    """
-
-    source: str
-    path: Path
-    expected: int | None = None
-
-    @property
-    def name(self) -> str:
-        """`<source>/<tar>`."""
-        return as_unicode(f"{self.source}/{self.path.name}")
-
-    def signature(self) -> str:
-        """Size and ends: the first headers and the last members tell a tar of the same size."""
-        size = self.path.stat().st_size
-        starts = (0, max(0, size - SIGNED_BYTES))
-        ends = [Location(self.path, start, SIGNED_BYTES).read(SIGNED_BYTES) for start in starts]
-        return f"{size} bytes, {hashlib.sha256(b''.join(ends)).hexdigest()[:16]}"
-
-    def list(self) -> Listing:
-        """One entry a key; damage where the tar or the count is not whole."""
-        try:
-            scanned = tar.scan(self.path)
-        except OSError as error:
-            return Listing((), f"cannot be read ({error.strerror})")
-        entries = tuple(self._entries(scanned.members))
-        return Listing(entries, scanned.damage or self._miscount(entries))
-
-    def _miscount(self, entries: Sequence[Entry]) -> str | None:
-        if self.expected in (None, len(entries)):
-            return None
-        return f"holds {len(entries)} samples, its _stats.json says {self.expected}"
-
-    def _entries(self, members: Iterable[tar.Member]) -> Iterator[Entry]:
-        groups: dict[tuple[str, int], dict[str, Location]] = {}
-        repeats: dict[str, int] = {}
-        for member in members:
-            key, kind = _split_name(member.name)
-            if kind is None:
-                continue
-            group = groups.setdefault((key, repeats.get(key, 0)), {})
-            if kind in group:  # the key comes again: another sample, not another member
-                repeats[key] = repeats.get(key, 0) + 1
-                group = groups.setdefault((key, repeats[key]), {})
-            group[kind] = Location(self.path, member.offset, member.size)
-        for (key, repeat), group in groups.items():
-            yield Entry(as_unicode(f"{self.source}/{key}"), **group, duplicate=repeat > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class FolderShard:
-    """A slice of a folder's sorted image names, which are relative to it."""
-
-    source: str
-    path: Path
-    names: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """`<source>/<first image>`."""
-        return as_unicode(f"{self.source}/{self.names[0]}")
-
-    def signature(self) -> str:
-        """Names and sizes."""
-        listed = "\n".join(f"{name} {(self.path / name).stat().st_size}" for name in self.names)
-        return f"{len(self.names)} files, {hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]}"
-
-    def list(self) -> Listing:
-        """One entry an image; its caption stands beside it in a `.txt` of the same stem."""
-        return _listing(self._entries())
-
-    def _entries(self) -> Iterator[Entry]:
-        for name in self.names:
-            path = self.path / name
-            yield Entry(as_unicode(f"{self.source}/{name}"), _whole(path), _beside(path))
-
-
-@dataclass(frozen=True, slots=True)
-class TextShard:
-    """A run of lines of a text file, from byte `start` on.
-
-    Attributes:
-        first: number of the first line, counted from 0; line n has the key `<source>/<n>`.
-        count: how many lines.
-    """
-
-    source: str
-    path: Path
-    start: int
-    first: int
-    count: int
-
-    @property
-    def name(self) -> str:
-        """`<source>/<number of the first line>`."""
-        return as_unicode(f"{self.source}/{self.first:09d}")
-
-    def signature(self) -> str:
-        """The lines themselves."""
-        digest = hashlib.sha256()
-        for _, line in self._lines():
-            digest.update(line)
-        return f"{self.count} lines, {digest.hexdigest()[:16]}"
-
-    def list(self) -> Listing:
-        """One entry a line; an empty one has no caption and is rejected later."""
-        return _listing(self._entries())
-
-    def _entries(self) -> Iterator[Entry]:
-        for number, (offset, line) in enumerate(self._lines(), self.first):
-            text = Location(self.path, offset, len(line))
-            yield Entry(as_unicode(f"{self.source}/{number:09d}"), text=text)
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with self.path.open("rb") as stream:
-            stream.seek(self.start)
-            offset = self.start
-            for line in islice(stream, self.count):
-                yield offset, line
-                offset += len(line)
+MAX_STATS_BYTES = 1 << 20
+STATS = "_stats.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,122 +33,154 @@ class Found:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def find_shards(inputs: Sequence[str]) -> Found:
+def find_shards(inputs: Sequence[str], known: Mapping[str, Sequence[str]] | None = None) -> Found:
     """Cut the inputs into shards.
 
     Args:
-        inputs: folders of img2dataset tars, single tars, folders of images, or text files with
-            one text a line; each may be given as `NAME=PATH`, the name is the path's last part
-            by default.
+        inputs: folders of img2dataset's output or of images, single `.tar` or `.parquet` shards,
+            text files with one text a line, or patterns of them; each a path or a URI, each maybe
+            given as `NAME=…`. See `sources.find_sources`.
+        known: names of shards → members of those slices of plain folders that stay as they were
+            cut, so that images which came later become shards of their own.
 
     Raises:
         InputError: when an input is missing or empty, or two share a name.
     """
+    sources = find_sources(inputs)
     shards: list[Shard] = []
-    skipped: dict[str, str] = {}
-    for source, path in _named_sources(inputs):
-        found = _find_tars(source, path) or _find_images(source, path)
-        if not found.shards and not found.skipped:
-            raise InputError(
-                f"{path}: no image and no .tar in it; expected img2dataset shards (NNNNN.tar) "
-                f"or images ({', '.join(sorted(images.SUFFIXES))})"
-            )
+    skipped = dict(sources.missing)
+    for source in sources.found:
+        with uri.reachable(source.root):
+            found = _find(source, known or {})
         shards.extend(found.shards)
         skipped.update(found.skipped)
     if not shards:
-        raise InputError(f"nothing to read in {', '.join(inputs)}: {next(iter(skipped.items()))}")
+        first = next(iter(skipped.items()), "no shard")
+        raise InputError(f"nothing to read in {', '.join(inputs)}: {first}")
     return Found(tuple(shards), skipped)
 
 
-def _named_sources(inputs: Sequence[str]) -> list[tuple[str, Path]]:
-    sources: dict[str, Path] = {}
-    for given in inputs:
-        name, path = storage.named_path(given)
-        if not path.exists():
-            raise InputError(
-                f"{path}: no such folder or file; --input takes a folder, a .tar or a .txt"
-            )
-        if name in sources:
-            raise InputError(f"two inputs are called '{name}'; name one: --input other={path}")
-        sources[name] = path
-    return list(sources.items())
-
-
-def _find_tars(source: str, path: Path) -> Found | None:
-    tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
-    if not tars or not path.exists():
-        return None
-    stats = {file: _successes(file) for file in tars}
-    unfinished = set() if all(count is None for count in stats.values()) else {
-        file for file, count in stats.items() if count is None
-    }  # fmt: skip
-    return Found(
-        tuple(
-            TarShard(source, file, count) for file, count in stats.items() if file not in unfinished
-        ),
-        {str(file): "no _stats.json, img2dataset has not finished it" for file in unfinished},
+def _find(source: Source, known: Mapping[str, Sequence[str]]) -> Found:
+    names = source.chosen or _names(source.root)
+    for find in (
+        _find_tars,
+        _find_folders,
+        _find_parquets,
+        partial(_find_images, known),
+        _find_lines,
+    ):
+        found = find(source, names)
+        if found.shards or found.skipped:
+            return found
+    what = source.root / source.chosen[0] if source.chosen else source.root
+    raise InputError(
+        f"{what}: no image and no .tar in it; expected a folder of images "
+        f"({', '.join(sorted(images.SUFFIXES))}) or of img2dataset's output (NNNNN.tar, "
+        "NNNNN.parquet or folders NNNNN), or a .txt with one text a line"
     )
 
 
-def _find_images(source: str, path: Path) -> Found:
-    if path.is_file():
-        return _find_lines(source, path)
-    names = sorted(
-        str(file.relative_to(path))
-        for file in path.rglob("*")
-        if file.suffix.lower() in images.SUFFIXES and file.is_file()
-    )
-    starts = range(0, len(names), IMAGES_PER_SHARD)
-    slices = (tuple(names[start : start + IMAGES_PER_SHARD]) for start in starts)
-    return Found(tuple(FolderShard(source, path, names) for names in slices))
+def _names(folder: AnyPath) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir()))
 
 
-def _find_lines(source: str, path: Path) -> Found:
-    if path.suffix != ".txt":
-        raise InputError(
-            f"{path}: expected a folder of images or of img2dataset shards, a .tar of them, or a "
-            ".txt with one text a line"
-        )
+def _find_tars(source: Source, names: Sequence[str]) -> Found:
+    tars = [source.root / name for name in names if name.endswith(".tar")]
+    return _finished(source, tars, TarShard)
+
+
+def _find_folders(source: Source, names: Sequence[str]) -> Found:
+    """Folders beside a `_stats.json` of the same name."""
+    present = set(names)
+    if source.chosen or not any(name + STATS in present for name in names):
+        return Found(())
+    folders = [source.root / name for name in names if PurePosixPath(name).suffix == ""]
+    return _finished(source, [path for path in folders if path.is_dir()], FilesShard)
+
+
+def _find_parquets(source: Source, names: Sequence[str]) -> Found:
+    files = [source.root / name for name in names if name.endswith(".parquet")]
+    if source.chosen is None and not any(map(_has_images, files)):
+        return Found(())  # of metadata, as they stand beside tars and folders
+    return _finished(source, files, ParquetShard)
+
+
+def _find_images(known: Mapping[str, Sequence[str]], source: Source, names: Sequence[str]) -> Found:
+    if source.chosen is None:
+        paths = source.root.rglob("*")
+        inner = ((path, uri.below(path, source.root)) for path in paths)
+        names = sorted(name for path, name in inner if _is_image(name) and path.is_file())
+    images_ = [name for name in names if _is_image(name)]
+    kept = _kept(source, set(images_), known)
+    taken = {name for members in kept for name in members}
+    fresh = [name for name in images_ if name not in taken]
+    starts = range(0, len(fresh), IMAGES_PER_SHARD)
+    cut = [tuple(fresh[start : start + IMAGES_PER_SHARD]) for start in starts]
+    return Found(tuple(FolderShard(source.name, source.root, names) for names in (*kept, *cut)))
+
+
+def _kept(
+    source: Source, images_: set[str], known: Mapping[str, Sequence[str]]
+) -> list[tuple[str, ...]]:
+    """The known slices of a folder of which something is still there."""
+    slices = (tuple(m) for name, m in known.items() if m and name == f"{source.name}/{m[0]}")
+    return [members for members in slices if not images_.isdisjoint(members)]
+
+
+def _find_lines(source: Source, names: Sequence[str]) -> Found:
+    files = [name for name in source.chosen or () if name.endswith(".txt")]
+    shards = [shard for name in files for shard in _cut_lines(source, source.root / name)]
+    del names  # the .txt files of a folder are captions, not inputs
+    return Found(tuple(shards))
+
+
+def _cut_lines(source: Source, path: AnyPath) -> list[TextShard]:
+    single = source.chosen is not None and len(source.chosen) == 1
+    name = source.name if single else f"{source.name}/{path.stem}"
     shards: list[TextShard] = []
     start = first = 0
     with path.open("rb") as stream:
         while lines := list(islice(stream, LINES_PER_SHARD)):
-            shards.append(TextShard(source, path, start, first, len(lines)))
+            shards.append(TextShard(name, path, start, first, len(lines)))
             start, first = start + sum(map(len, lines)), first + len(lines)
     if not shards:
         raise InputError(f"{path}: empty; expected one text a line")
-    return Found(tuple(shards))
+    return shards
 
 
-def _successes(file: Path) -> int | None:
-    stats = file.with_name(f"{file.stem}_stats.json")
+def _finished(
+    source: Source, paths: Sequence[AnyPath], kind: Callable[[str, Any, int | None], Shard]
+) -> Found:
+    """The shards that img2dataset has finished; it writes `_stats.json` last.
+
+    Where no shard has one, they are from another program, and all are taken.
+    """
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        counts = list(pool.map(_successes, paths))
+    ours = any(count is not None for count in counts)
+    pairs = list(zip(paths, counts, strict=True))
+    taken = [(path, count) for path, count in pairs if count is not None or not ours]
+    left = [path for path, count in pairs if count is None and ours]
+    return Found(
+        tuple(kind(source.name, path, count) for path, count in taken),
+        {str(path): f"no {STATS}, img2dataset has not finished it" for path in left},
+    )
+
+
+def _successes(path: AnyPath) -> int | None:
+    stats = path.with_name(f"{path.stem}{STATS}")
     try:
-        return int(json.loads(stats.read_bytes())["successes"])
+        return int(json.loads(uri.read(stats, 0, MAX_STATS_BYTES))["successes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _listing(entries: Iterator[Entry]) -> Listing:
+def _has_images(path: AnyPath) -> bool:
     try:
-        return Listing(tuple(entries))
-    except OSError as error:
-        return Listing((), f"cannot be read ({error.strerror})")
+        return parquet.image_column(path) is not None
+    except OSError:  # unfinished or damaged; another one tells
+        return False
 
 
-def _split_name(name: str) -> tuple[str, str | None]:
-    # At the last dot: at the first one, photo.v2.jpg would be neither read nor rejected.
-    stem, dot, extension = name.rpartition(".")
-    if not dot or "/" in extension:
-        return name, None
-    if f".{extension.lower()}" in images.SUFFIXES:
-        return stem, "image"
-    return stem, {"txt": "text", "json": "record"}.get(extension.lower())
-
-
-def _whole(path: Path) -> Location:
-    return Location(path, 0, path.stat().st_size)
-
-
-def _beside(path: Path) -> Location | None:
-    text = path.with_suffix(".txt")
-    return _whole(text) if text.is_file() else None
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in images.SUFFIXES

@@ -1,42 +1,34 @@
-"""The embedding job: Ray Data maps encoder actors over shards.
+"""The embedding job: a collection of images and texts to an embeddings folder.
 
-One shard is one task and becomes one part. Only paths go to the actors and only counts come back.
-Finished parts are skipped, so a job that was stopped is simply run again.
+What has to be done is decided here, who does it in `fleet`, and how in `part`. Finished parts are
+skipped, so a job that was stopped is simply run again.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
-import ray.data
-import ray.exceptions
 from pydantic import Field
-from ray.data import ActorPoolStrategy
-from tqdm import tqdm
 
 from clipray import clip, cluster, storage
+from clipray.account import Account, EmbedReport
 from clipray.config import Config, to_yaml
-from clipray.dataset import Shard, find_shards
-from clipray.encoder import Device, Encoder, Precision, open_encoder
-from clipray.errors import ClipRayError, MismatchError, OutputError, from_remote
-from clipray.manifest import (
-    EmbeddingsFolder,
-    EmbeddingsManifest,
-    Modalities,
-    ModelIdentity,
-    ModelSource,
-    PartManifest,
-    modalities_of,
-    write_json,
-)
-from clipray.part import PartPlan, PartReport, PartSettings, embed_shard
-from clipray.report import DONE, DONE_WITH_REJECTS, Report
-
-log = logging.getLogger(__name__)
+from clipray.dataset import find_shards
+from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
+from clipray.encoder import Device, Precision, open_encoder
+from clipray.errors import ClipRayError, MismatchError, OutputError
+from clipray.filters import FilterTree
+from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet
+from clipray.manifest import Modalities, ModelIdentity, ModelSource, modalities_of, write_json
+from clipray.part import PartPlan, PartReport, Workshop, embed_shard
+from clipray.prepare import PartSettings
+from clipray.shards import Shard
+from clipray.tally import Tally, drawn
 
 JUDGED_FROM = 100  # samples; fewer say little about a collection
+LOOKUPS = 32  # signatures that are read at once
 
 
 class EmbedConfig(Config):
@@ -44,64 +36,52 @@ class EmbedConfig(Config):
 
     input: tuple[str, ...] = Field(
         min_length=1,
-        description="folder of img2dataset shards or of images, one .tar, or a .txt with one text "
-        "a line; may be repeated, and given as NAME=PATH",
+        description="folder of img2dataset's output (webdataset, files, parquet) or of images, one "
+        ".tar or .parquet, a .txt with one text a line, or a pattern such as "
+        "laion/{00000..00099}.tar or photos/*.jpg; a path or a URI (s3://, gs://, https://); may "
+        "be repeated, and given as NAME=PATH",
     )
     output: Path = Field(description="embeddings folder; an unfinished one is continued")
     model: str = Field(description="open_clip model name, or a model folder")
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
     modality: Modalities = Field("image", description="what to embed")
-    workers: int = Field(1, ge=1, description="encoder actors at least")
+    filter: FilterTree | None = Field(
+        None,
+        description='only samples whose metadata pass, in JSON: {"width": {"$gte": 256}, '
+        '"language": {"$in": ["en", "de"]}}; also $eq $ne $gt $lt $lte $nin $exists $contains '
+        "$and $or $not",
+    )
+    workers: int = Field(
+        1, ge=0, description="encoder actors at least; 0 embeds in this process, without Ray"
+    )
     max_workers: int | None = Field(
         None,
         ge=1,
-        description="encoder actors at most, as the backlog grows; --workers if not given",
+        description="encoder actors at most, as the backlog grows; by default one for each GPU, "
+        "or CPU where there is none, while there are 1000 samples for each",
     )
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one actor")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of one actor; by default 1 where the cluster has any"
+    )
     device: Device = Field("auto", description="auto, cpu, cuda")
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 elsewhere")
     batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
-    decode_threads: int = Field(2, ge=1, description="threads of one actor that decode images")
+    decode_threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of one actor that read and decode; by default 2, or its share of the "
+        "CPUs beside a GPU; more where files are remote",
+    )
     max_reject_fraction: float = Field(
         1.0, ge=0, le=1, description="stop when more of the samples than this are rejected"
     )
 
     @property
-    def actors(self) -> tuple[int, int]:
-        """Fewest and most encoder actors."""
-        return self.workers, max(self.workers, self.max_workers or self.workers)
-
-
-class EmbedReport(Report):
-    """What a run did.
-
-    Attributes:
-        output: the embeddings folder.
-        rows: samples in all finished parts.
-        rejected: samples left out of them, by reason.
-        skipped: inputs not read, with the reason: unfinished or damaged shards.
-        embedded: samples that this run embedded; the others were there.
-        images_per_s: speed of this run, of all actors together, waiting for Ray left out.
-    """
-
-    output: Path
-    rows: int
-    rejected: dict[str, int]
-    skipped: dict[str, str]
-    embedded: int
-    images_per_s: float
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every sample of every input is in a part, else 3."""
-        return DONE_WITH_REJECTS if self.rejected or self.skipped else DONE
-
-    def summary(self) -> str:
-        """Counts, then one line for each reason and each input left out."""
-        lines = [f"{self.output}: {self.rows} rows, {self.embedded} of them embedded now"]
-        lines += [f"rejected {count}: {reason}" for reason, count in sorted(self.rejected.items())]
-        lines += [f"skipped {path}: {reason}" for path, reason in sorted(self.skipped.items())]
-        return "\n".join(lines)
+    def settings(self) -> EmbeddingSettings:
+        """What must be the same in every run into one folder."""
+        return EmbeddingSettings(
+            modality=self.modality, filter=self.filter, precision=self.precision
+        )
 
 
 def embed(config: EmbedConfig) -> EmbedReport:
@@ -110,83 +90,93 @@ def embed(config: EmbedConfig) -> EmbedReport:
     Raises:
         InputError: nothing to read.
         ModelError: the model cannot be loaded.
-        MismatchError: the folder was begun with another model, modality or input.
+        MismatchError: the folder was begun with another model, other settings or other input.
         OutputError: the output holds something else.
     """
-    found = find_shards(config.input)
     source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
     folder = EmbeddingsFolder(config.output.resolve())
     _require_ours(folder)
-    manifest = _begin(folder, config, source, clip.load(source).identity(), found.shards)
-    numbers = {name: number for number, name in enumerate(manifest.shards)}
-    plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
-    done = folder.parts()
-    _require_unchanged(plans, done)
-    todo = [plan for plan in plans if plan.part not in done]
-    reports = _run(todo, config, source, folder) if todo else []
-    return _report(folder, found.skipped, reports)
+    members = {part.shard: part.members for _, part in folder.markers()}
+    found = find_shards(config.input, members)
+    identity = clip.load(source).identity()
+    with _only_writer(folder):
+        manifest = _begin(folder, config, source, identity, found.shards)
+        numbers = {name: number for number, name in enumerate(manifest.shards)}
+        plans = [PartPlan(numbers[shard.name], shard) for shard in found.shards]
+        done = {number: part.signature for number, part in folder.markers()}
+        _require_unchanged(plans, done)
+        todo = [plan for plan in plans if plan.part not in done]
+        account = Account()
+        run = _run_here if config.workers == 0 else _run_fleet
+        with closing(run(todo, config, source, folder)) as reports:
+            for report in reports:
+                account.add(report)
+                _require_hope(account.counts, config.max_reject_fraction)
+        return account.report(folder, found.skipped)
 
 
-class ShardEncoder:
-    """Actor that holds one encoder and embeds a shard a call."""
-
-    def __init__(self, config: EmbedConfig, source: ModelSource, root: Path) -> None:
-        self._encoder: Encoder = open_encoder(source, config.device, config.precision)
-        modalities = modalities_of(config.modality)
-        self._settings = PartSettings(modalities, config.batch_size, config.decode_threads)
-        self._folder = EmbeddingsFolder(root)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Embed the one plan in `batch`."""
-        (plan,) = batch["plan"]
-        return {"report": [embed_shard(plan, self._settings, self._folder, self._encoder)]}
+@contextmanager
+def _only_writer(folder: EmbeddingsFolder) -> Iterator[None]:
+    try:
+        with storage.locked(folder.lock):
+            yield
+    except BlockingIOError:
+        raise OutputError(
+            f"{folder.root}: another embedding job is writing there; wait for its end, or stop it"
+        ) from None
 
 
-def _run(
+def _run_here(
     todo: Sequence[PartPlan], config: EmbedConfig, source: ModelSource, folder: EmbeddingsFolder
-) -> list[PartReport]:
-    fewest, most = (min(count, len(todo)) for count in config.actors)
-    with cluster.session(cpus=fewest):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends the job is raised
-        items = ray.data.from_items(
-            [{"plan": plan} for plan in todo], override_num_blocks=len(todo)
-        )
-        reports = items.map_batches(
-            ShardEncoder,
-            fn_constructor_args=(config, source, folder.root),
-            batch_size=1,
-            compute=ActorPoolStrategy(min_size=fewest, max_size=most),
-            num_cpus=1,
-            num_gpus=config.gpus_per_worker,
-        )
-        try:
-            return list(_watch(reports.iter_rows(), todo, config.max_reject_fraction))
-        except ray.exceptions.RayError as error:
-            raise from_remote(str(error), "embedding failed") from error
-
-
-def _watch(
-    rows: Iterable[dict[str, Any]], todo: Sequence[PartPlan], max_reject_fraction: float
-) -> Iterator[PartReport]:
-    counts = Counter[str]()
-    with tqdm(total=len(todo), unit="shard", desc="embed") as bar:
-        for row in rows:
-            report: PartReport = row["report"]
-            counts["samples"] += report.rows
-            counts["rejected"] += sum(report.rejected.values())
-            bar.update()
-            _require_hope(counts, max_reject_fraction)
-            speed = counts["samples"] / max(1e-9, bar.format_dict["elapsed"])
-            bar.set_postfix_str(f"{speed:.0f} samples/s, {counts['rejected']} rejected")
-            if report.damage:
-                log.warning("%s: quarantined, %s", report.plan.shard.path, report.damage)
+) -> Generator[PartReport]:
+    if not todo:
+        return
+    encoder, tally = open_encoder(source, config.device, config.precision), Tally()
+    shop = Workshop(_settings(config, DECODE_THREADS), folder, encoder, tick=tally.add)
+    with drawn(tally.total, _expected(todo), len(todo)) as bar:
+        for plan in todo:
+            report = embed_shard(plan, shop)
+            bar.finish(report.samples, sum(report.rejected.values()))
             yield report
 
 
+def _run_fleet(
+    todo: Sequence[PartPlan], config: EmbedConfig, source: ModelSource, folder: EmbeddingsFolder
+) -> Generator[PartReport]:
+    if not todo:
+        return
+    samples = _expected(todo)
+    with cluster.session(cpus=config.workers):
+        fleet = plan_fleet(
+            cluster.resources(),
+            config.workers,
+            config.max_workers,
+            0 if config.device == "cpu" else config.gpus_per_worker,
+            samples=samples,
+            shards=len(todo),
+        )
+        settings = _settings(config, fleet.decode_threads)
+        arguments = (source, (config.device, config.precision), settings, folder.root)
+        yield from run_fleet(todo, fleet, samples, arguments)
+
+
+def _settings(config: EmbedConfig, decode_threads: int) -> PartSettings:
+    return PartSettings(
+        modalities_of(config.modality),
+        config.batch_size,
+        config.decode_threads or decode_threads,
+        config.filter,
+    )
+
+
+def _expected(plans: Iterable[PartPlan]) -> int | None:
+    counts = [plan.shard.expected for plan in plans]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
 def _require_hope(counts: Counter[str], max_reject_fraction: float) -> None:
-    seen = counts["samples"] + counts["rejected"]
+    seen = counts["samples"]
     if seen >= JUDGED_FROM and counts["rejected"] > max_reject_fraction * seen:
         raise ClipRayError(
             f"stopped: {counts['rejected']} of {seen} samples were rejected, more than "
@@ -212,15 +202,13 @@ def _begin(
     begun = folder.read() if folder.manifest.is_file() else None
     if begun:
         begun.model.require(identity, f"{folder.root}: --model")
-        if begun.modality != config.modality:
+        if differences := begun.settings.differences(config.settings):
             raise MismatchError(
-                f"{folder.root}: begun with modality {begun.modality}, not {config.modality}; "
-                "use another --output"
+                f"{folder.root}: begun with {'; '.join(differences)}; use another --output"
             )
-    known = begun.shards if begun else ()
-    names = tuple(dict.fromkeys([*known, *(shard.name for shard in shards)]))  # known ones first
+    names = _number(begun.shards if begun else (), [shard.name for shard in shards], folder)
     manifest = EmbeddingsManifest(
-        model=identity, source=source, modality=config.modality, shards=names
+        model=identity, source=source, settings=config.settings, shards=names
     )
     if manifest != begun:
         write_json(folder.manifest, manifest)
@@ -228,30 +216,34 @@ def _begin(
     return manifest
 
 
-def _require_unchanged(plans: Sequence[PartPlan], done: dict[int, PartManifest]) -> None:
-    for plan in plans:
-        marker = done.get(plan.part)
-        if marker and marker.signature != plan.shard.signature():
-            raise MismatchError(
-                f"{plan.shard.path}: was {marker.signature} when it was embedded, is now "
-                f"{plan.shard.signature()}; embed changed inputs into another --output"
-            )
+def _number(
+    known: Sequence[str], found: Sequence[str], folder: EmbeddingsFolder
+) -> tuple[str, ...]:
+    """The names of shards by number: known ones keep theirs, new ones take what is free.
+
+    Free is the number of a shard that is not there any more and was never finished.
+    """
+    here, names = set(found), list(known)
+    fresh = iter([name for name in dict.fromkeys(found) if name not in set(known)])
+    for number, name in enumerate(known):
+        if name not in here and not folder.done(number).exists():
+            names[number] = next(fresh, name)
+    return (*names, *fresh)
 
 
-def _report(
-    folder: EmbeddingsFolder, skipped: dict[str, str], reports: Sequence[PartReport]
-) -> EmbedReport:
-    parts = folder.parts().values()
-    rejected = Counter[str]()
-    for part in parts:
-        rejected.update(part.rejected)
-    damaged = {str(r.plan.shard.path): r.damage for r in reports if r.damage}
-    embedded, seconds = sum(r.rows for r in reports), sum(r.seconds for r in reports)
-    return EmbedReport(
-        output=folder.root,
-        rows=sum(part.rows for part in parts),
-        rejected=dict(rejected),
-        skipped=skipped | damaged,
-        embedded=embedded,
-        images_per_s=embedded / seconds if seconds else 0.0,
-    )
+def _require_unchanged(plans: Sequence[PartPlan], done: dict[int, str]) -> None:
+    kept = [plan for plan in plans if plan.part in done]
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        for plan, found in zip(kept, pool.map(_signature, kept), strict=True):
+            if found != done[plan.part]:
+                raise MismatchError(
+                    f"{plan.shard.path}: was {done[plan.part]} when it was embedded, is now "
+                    f"{found}; embed changed inputs into another --output"
+                )
+
+
+def _signature(plan: PartPlan) -> str:
+    try:
+        return plan.shard.signature()
+    except OSError as error:
+        return f"unreadable ({error})"

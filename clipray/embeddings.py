@@ -1,25 +1,145 @@
-"""The finished parts of an embeddings folder, read with their checksums verified.
+"""An embeddings folder: its file names, its done-markers, and its finished parts.
 
-What reads embeddings needs this alone: which parts there are, their vectors and their rows.
-Who wrote them, and what is built from them, is not known here.
+A part counts when its done-marker stands, and is read with its checksums verified. Who writes
+parts, and what is built from them, is not known here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from clipray import storage
+from clipray.config import Config
 from clipray.errors import DamagedError, InputError
-from clipray.manifest import EmbeddingsFolder, EmbeddingsManifest, Modality, PartManifest
+from clipray.manifest import (
+    FileRecord,
+    Modalities,
+    Modality,
+    ModelIdentity,
+    ModelSource,
+    modalities_of,
+    read_json,
+)
 
 KEY_COLUMN = "image_path"  # clip-retrieval's name for it
 
 Halves = NDArray[np.float16]
+
+
+class EmbeddingSettings(Config):
+    """What decides rows and vectors beside the model; the same for all parts of a folder."""
+
+    modality: Modalities
+    filter: dict[str, Any] | None = None
+    precision: str = "auto"
+    backend: str = "auto"
+    decode: str = "exact"
+
+    def differences(self, other: "EmbeddingSettings") -> list[str]:
+        """`name mine, not theirs`, for each that differs."""
+        pairs = ((name, value, getattr(other, name)) for name, value in self)
+        return [f"{name} {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+class EmbeddingsManifest(Config):
+    """`embeddings.json`: what all parts have in common, and which shard became which part."""
+
+    format: Literal[1] = 1
+    model: ModelIdentity
+    source: ModelSource
+    settings: EmbeddingSettings
+    shards: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The towers that every row went through."""
+        return modalities_of(self.settings.modality)
+
+
+class PartManifest(Config):
+    """Done-marker of one part, written last.
+
+    Every sample of the shard is in it: samples = rows + rejected + filtered.
+    """
+
+    format: Literal[1] = 1
+    shard: str
+    signature: str = Field(description="changes when the input shard does")
+    model: str = Field(description="fingerprint")
+    samples: int = Field(description="in the shard")
+    rows: int
+    rejected: dict[str, int] = Field(default_factory=dict, description="samples by reason")
+    filtered: int = Field(0, description="samples that the filter did not select")
+    members: tuple[str, ...] = Field((), description="names of a slice of a plain folder")
+    files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        found = self.rows + sum(self.rejected.values()) + self.filtered
+        if found != self.samples:
+            raise ValueError(f"{found} samples are accounted for, {self.samples} were there")
+        return self
+
+
+class EmbeddingsFolder:
+    """File names of an embeddings folder, in clip-retrieval's layout."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = root / "embeddings.json"
+        self.lock = root / f".lock{storage.STAGING_SUFFIX}"  # no content
+
+    def vectors(self, part: int, modality: Modality) -> Path:
+        """float16 unit vectors of one part."""
+        prefix = "img_emb" if modality == "image" else "text_emb"
+        return self.root / prefix / f"{prefix}_{part:05d}.npy"
+
+    def metadata(self, part: int) -> Path:
+        """Keys, captions and input columns; row i belongs to vector i."""
+        return self.root / "metadata" / f"metadata_{part:05d}.parquet"
+
+    def rejected(self, part: int) -> Path:
+        """One JSON object a line: key and reason; absent where nothing was rejected."""
+        return self.root / "rejected" / f"rejected_{part:05d}.jsonl"
+
+    def done(self, part: int) -> Path:
+        """Done-marker of one part."""
+        return self.root / "done" / f"{part:05d}.json"
+
+    def read(self) -> EmbeddingsManifest:
+        """Read `embeddings.json`.
+
+        Raises:
+            InputError: when the folder is no embeddings folder.
+        """
+        if not self.manifest.is_file():
+            raise InputError(
+                f"{self.root}: no embeddings folder (it has no {self.manifest.name}); "
+                "`clipray embed --output` writes one"
+            )
+        return read_json(EmbeddingsManifest, self.manifest)
+
+    def part(self, number: int) -> PartManifest | None:
+        """One part, if it is finished."""
+        path = self.done(number)
+        return read_json(PartManifest, path) if path.is_file() else None
+
+    def markers(self) -> Iterator[tuple[int, PartManifest]]:
+        """The finished parts, in the order of their numbers."""
+        paths = (path for path in (self.root / "done").glob("*.json") if path.stem.isdecimal())
+        for path in sorted(paths, key=lambda path: int(path.stem)):
+            yield int(path.stem), read_json(PartManifest, path)
+
+    def parts(self) -> dict[int, PartManifest]:
+        """The finished parts by number."""
+        return dict(self.markers())
 
 
 @dataclass(frozen=True)
@@ -42,7 +162,9 @@ class Parts:
         manifest, parts = folder.read(), folder.parts()
         chosen = modality or manifest.modalities[0]
         if chosen not in manifest.modalities:
-            raise InputError(f"{root}: holds {manifest.modality} embeddings, none of {chosen}")
+            raise InputError(
+                f"{root}: holds {manifest.settings.modality} embeddings, none of {chosen}"
+            )
         if not any(part.rows for part in parts.values()):
             raise InputError(f"{root}: no finished part with rows; run `clipray embed` first")
         return cls(root, manifest, chosen, parts)

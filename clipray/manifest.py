@@ -1,7 +1,8 @@
-"""Every file name on disk, the JSON beside the data, and the commit protocol.
+"""File names on disk, the JSON beside the data, and the commit protocol.
 
-Three folders: a model, embeddings, an index. Each names its parents by checksum, so that a query
-with the wrong model is refused, not answered. What the data files contain is not known here.
+Of a model and of an index; those of embeddings stand in `embeddings`. Each folder names its
+parents by checksum, so that a query with the wrong model is refused, not answered. What the data
+files contain is not known here.
 """
 
 import hashlib
@@ -115,80 +116,6 @@ class ModelFolder:
 def modalities_of(given: Modalities) -> tuple[Modality, ...]:
     """The towers behind a choice of modalities."""
     return ("image", "text") if given == "both" else (given,)
-
-
-class EmbeddingsManifest(Config):
-    """`embeddings.json`: what all parts have in common, and which shard became which part."""
-
-    format: Literal[1] = 1
-    model: ModelIdentity
-    source: ModelSource
-    modality: Modalities
-    shards: tuple[str, ...] = ()
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """The towers that every row went through."""
-        return modalities_of(self.modality)
-
-
-class PartManifest(Config):
-    """Done-marker of one part, written last."""
-
-    format: Literal[1] = 1
-    shard: str
-    signature: str = Field(description="changes when the input shard does")
-    model: str = Field(description="fingerprint")
-    rows: int
-    rejected: dict[str, int] = Field(default_factory=dict, description="samples by reason")
-    files: dict[str, FileRecord]
-
-
-class EmbeddingsFolder:
-    """File names of an embeddings folder, in clip-retrieval's layout."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.manifest = root / "embeddings.json"
-
-    def vectors(self, part: int, modality: Modality) -> Path:
-        """float16 unit vectors of one part."""
-        prefix = "img_emb" if modality == "image" else "text_emb"
-        return self.root / prefix / f"{prefix}_{part:05d}.npy"
-
-    def metadata(self, part: int) -> Path:
-        """Keys, captions and input columns; row i belongs to vector i."""
-        return self.root / "metadata" / f"metadata_{part:05d}.parquet"
-
-    def rejected(self, part: int) -> Path:
-        """One JSON object a line: key and reason; absent where nothing was rejected."""
-        return self.root / "rejected" / f"rejected_{part:05d}.jsonl"
-
-    def done(self, part: int) -> Path:
-        """Done-marker of one part."""
-        return self.root / "done" / f"{part:05d}.json"
-
-    def read(self) -> EmbeddingsManifest:
-        """Read `embeddings.json`.
-
-        Raises:
-            InputError: when the folder is no embeddings folder.
-        """
-        if not self.manifest.is_file():
-            raise InputError(
-                f"{self.root}: no embeddings folder (it has no {self.manifest.name}); "
-                "`clipray embed --output` writes one"
-            )
-        return read_json(EmbeddingsManifest, self.manifest)
-
-    def parts(self) -> dict[int, PartManifest]:
-        """The finished parts by number."""
-        markers = sorted((self.root / "done").glob("*.json"))
-        return {
-            int(path.stem): read_json(PartManifest, path)
-            for path in markers
-            if not storage.is_staging(path)
-        }
 
 
 class SegmentRecord(Config):

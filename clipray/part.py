@@ -1,19 +1,18 @@
 """One input shard to one part of an embeddings folder.
 
 A pure function of its shard: it takes paths and numbers, so it runs the same in an actor, in a
-test and in a loop. Decoding runs in threads ahead of the encoder. Every sample ends in the part
-or in `rejected`, with its reason.
+test and in a loop. Every sample of the shard ends in the part, in `rejected` with its reason, or
+among those that the filter did not select; the done-marker says so and is written last.
 """
 
-import json
+import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +20,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipray import storage
-from clipray.dataset import Shard
-from clipray.embeddings import KEY_COLUMN
-from clipray.encoder import Encoder, Pixels
-from clipray.errors import ImageError
-from clipray.manifest import EmbeddingsFolder, FileRecord, Modality, PartManifest, write_json
-from clipray.samples import Entry, as_unicode
+from clipray.embeddings import EmbeddingsFolder, PartManifest
+from clipray.encoder import Encoder
+from clipray.manifest import FileRecord, Modality, write_json
+from clipray.prepare import PartSettings, Prepared, prepare
+from clipray.rows import category, metadata_table, rejected_lines
+from clipray.shards import Shard
 
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
+ROW_GROUP = 10_000  # rows of a metadata file that are read at once
+
+Halves = NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,24 @@ class PartPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PartSettings:
-    """How parts are made; the same for all of a folder."""
+class Workshop:
+    """What parts are made with and where; shared by the shards that an actor has in hand.
 
-    modalities: tuple[Modality, ...]
-    batch_size: int = 64
-    decode_threads: int = 2
+    Attributes:
+        settings: how.
+        folder: where the parts go.
+        encoder: gives the vectors.
+        actor: whose it is, in the reports.
+        turn: held while the encoder runs.
+        tick: is told how many more samples are through.
+    """
+
+    settings: PartSettings
+    folder: EmbeddingsFolder
+    encoder: Encoder
+    actor: str = ""
+    turn: AbstractContextManager[Any] = field(default_factory=threading.Lock)
+    tick: Callable[[int], object] = lambda count: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,199 +66,172 @@ class PartReport:
     """What became of one shard.
 
     Attributes:
+        part: number of the part.
+        path: of the shard.
+        actor: who embedded it.
+        samples: samples in it, all of them: rows, rejected and not selected.
         rows: samples embedded.
         rejected: samples left out, by reason.
         damage: why the whole shard was left out, if it was.
-        seconds: wall time.
+        kept: whether the part was already there.
+        began: time of day in seconds.
+        ended: likewise.
+        seconds: where the time went, by stage; `decode` is that of all threads.
     """
 
-    plan: PartPlan
+    part: int
+    path: str
+    actor: str = ""
+    samples: int = 0
     rows: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     damage: str | None = None
-    seconds: float = 0.0
+    kept: bool = False
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    entry: Entry
-    columns: dict[str, Any]
-    pixels: Pixels | None = None
-    rejection: str | None = None
+@dataclass(slots=True)
+class _Draft:
+    """A part while it grows."""
+
+    rows: list[Prepared] = field(default_factory=list)
+    chunks: dict[Modality, list[Halves]] = field(default_factory=dict)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    filtered: int = 0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def embed_shard(
-    plan: PartPlan, settings: PartSettings, folder: EmbeddingsFolder, encoder: Encoder
-) -> PartReport:
-    """Embed one shard and publish its part; a damaged shard is reported and writes nothing."""
-    began = time.monotonic()
+def embed_shard(plan: PartPlan, shop: Workshop) -> PartReport:
+    """Embed one shard and publish its part; a damaged shard is reported and writes nothing.
+
+    A part that is there already, made from the same shard, is left as it is.
+    """
+    report = PartReport(plan.part, str(plan.shard.path), shop.actor, began=time.time())
+    try:
+        signature = plan.shard.signature()
+        done = shop.folder.part(plan.part)
+        if done and done.signature == signature:
+            return replace(_counted(report, done), kept=True)
+        with plan.shard.at_hand() as shard:
+            return _embed_listed(replace(plan, shard=shard), signature, report, shop)
+    except OSError as error:
+        return replace(report, damage=f"cannot be read ({error.strerror or error})")
+
+
+def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Workshop) -> PartReport:
     listing = plan.shard.list()
     if listing.damage:
-        return PartReport(plan, damage=listing.damage)
-    rows, vectors, rejected = _embed(listing.entries, settings, encoder)
-    files = _write_files(plan, folder, rows, vectors, rejected)
-    reasons = Counter(_category(reason) for _, reason in rejected)
+        return replace(report, damage=listing.damage, ended=time.time())
+    draft = _Draft(chunks={name: [] for name in shop.settings.modalities})
+    draft.seconds["list"] = time.time() - report.began
+    clock = _Clock()
+    prepared = prepare(listing.entries, shop.settings, shop.encoder.pixels)
+    for batch in _batches(prepared, shop, draft, clock):
+        _encode_rows(batch, draft, shop)
+        clock.lap()
+    files = _write_files(plan.part, draft, shop)
     done = PartManifest(
         shard=plan.shard.name,
-        signature=plan.shard.signature(),
-        model=encoder.identity.fingerprint,
-        rows=len(rows),
-        rejected=reasons,
+        signature=signature,
+        model=shop.encoder.identity.fingerprint,
+        samples=len(listing.entries),
+        rows=len(draft.rows),
+        rejected=Counter(category(reason) for _, reason in draft.rejected),
+        filtered=draft.filtered,
+        members=plan.shard.members,
         files=files,
     )
-    write_json(folder.done(plan.part), done)
-    return PartReport(plan, len(rows), dict(reasons), None, time.monotonic() - began)
+    write_json(shop.folder.done(plan.part), done)
+    draft.seconds["write"] = clock.lap()
+    return replace(_counted(report, done), ended=time.time(), seconds=dict(draft.seconds))
 
 
-def _embed(
-    entries: Sequence[Entry], settings: PartSettings, encoder: Encoder
-) -> tuple[list[_Prepared], dict[Modality, NDArray[np.float16]], list[tuple[str, str]]]:
-    kept: list[_Prepared] = []
-    rejected: list[tuple[str, str]] = []
-    chunks: dict[Modality, list[NDArray[np.float32]]] = {name: [] for name in settings.modalities}
+class _Clock:
+    """Time since it was last asked."""
 
-    def prepare(entry: Entry) -> _Prepared:
-        return _prepare(entry, settings, encoder)
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
 
-    with ThreadPoolExecutor(settings.decode_threads) as pool:
-        prepared = _ahead(pool, prepare, entries, 2 * settings.batch_size)
-        for batch in _batches(prepared, settings.batch_size):
-            rejected += [(p.entry.key, p.rejection) for p in batch if p.rejection]
-            good = [p for p in batch if not p.rejection]
-            if good:
-                kept += _encode_rows(good, chunks, encoder, rejected)
-    return kept, {name: _stack(c, encoder.identity.dim) for name, c in chunks.items()}, rejected
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
 
 
-def _encode_rows(
-    batch: Sequence[_Prepared],
-    chunks: dict[Modality, list[NDArray[np.float32]]],
-    encoder: Encoder,
-    rejected: list[tuple[str, str]],
-) -> list[_Prepared]:
-    """Encode a batch, append its vectors to `chunks`, and return the rows that are finite."""
-    encoded = {name: _encode(name, batch, encoder) for name in chunks}
+def _counted(report: PartReport, done: PartManifest) -> PartReport:
+    return replace(report, samples=done.samples, rows=done.rows, rejected=done.rejected)
+
+
+def _batches(
+    prepared: Iterable[Prepared], shop: Workshop, draft: _Draft, clock: _Clock
+) -> Iterator[list[Prepared]]:
+    """Full batches of what can be encoded; the others are entered in the draft."""
+    batch: list[Prepared] = []
+    passed = 0
+    for sample in prepared:
+        passed += 1
+        draft.seconds["decode"] += sample.seconds
+        if sample.rejection:
+            draft.rejected.append((sample.entry.key, sample.rejection))
+        elif not sample.selected:
+            draft.filtered += 1
+        else:
+            batch.append(sample)
+        if len(batch) == shop.settings.batch_size:
+            draft.seconds["wait"] += clock.lap()
+            yield batch
+            shop.tick(passed)
+            batch, passed = [], 0
+    draft.seconds["wait"] += clock.lap()
+    if batch:
+        yield batch
+    shop.tick(passed)
+
+
+def _encode_rows(batch: Sequence[Prepared], draft: _Draft, shop: Workshop) -> None:
+    """Encode a batch, and enter its vectors and the rows that are finite."""
+    with shop.turn:
+        began = time.perf_counter()
+        encoded = {name: _encode(name, batch, shop.encoder) for name in draft.chunks}
+        draft.seconds["encode"] += time.perf_counter() - began
     finite = np.all([np.isfinite(v).all(axis=1) for v in encoded.values()], axis=0)
     for name, vectors in encoded.items():
-        chunks[name].append(vectors[finite])
-    pairs = list(zip(batch, finite, strict=True))
-    rejected += [(p.entry.key, "embedding not finite") for p, fine in pairs if not fine]
-    return [_Prepared(p.entry, p.columns) for p, fine in pairs if fine]  # lets the pixels go
+        draft.chunks[name].append(vectors[finite])
+    for sample, is_finite in zip(batch, finite, strict=True):
+        if is_finite:
+            draft.rows.append(Prepared(sample.entry, sample.columns))  # lets the pixels go
+        else:
+            draft.rejected.append((sample.entry.key, "embedding not finite"))
 
 
-def _encode(name: Modality, batch: Sequence[_Prepared], encoder: Encoder) -> NDArray[np.float32]:
+def _encode(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Halves:
     if name == "text":
-        return encoder.encode_texts([p.columns["caption"] for p in batch])
-    return encoder.encode_images([p.pixels for p in batch if p.pixels is not None])
+        vectors = encoder.encode_texts([sample.columns["caption"] for sample in batch])
+    else:
+        vectors = encoder.encode_images([s.pixels for s in batch if s.pixels is not None])
+    return vectors.astype(np.float16)  # (batch, dim)
 
 
-def _prepare(entry: Entry, settings: PartSettings, encoder: Encoder) -> _Prepared:
-    if entry.duplicate:
-        return _Prepared(entry, {}, rejection="duplicate key: it comes again in its shard")
-    try:
-        return _read(entry, settings, encoder)
-    except ImageError as error:
-        return _Prepared(entry, {}, rejection=str(error))
-    except OSError as error:
-        return _Prepared(entry, {}, rejection=f"cannot be read: {error.strerror}")
-
-
-def _read(entry: Entry, settings: PartSettings, encoder: Encoder) -> _Prepared:
-    columns = entry.read_columns()
-    if "text" in settings.modalities and not columns["caption"]:
-        return _Prepared(entry, columns, rejection="no caption")
-    if "image" not in settings.modalities:
-        return _Prepared(entry, columns)
-    if entry.image is None:
-        return _Prepared(entry, columns, rejection="no image")
-    return _Prepared(entry, columns, encoder.pixels(entry.read_image()))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    work: Callable[[ItemT], ResultT],
-    items: Iterable[ItemT],
-    window: int,
-) -> Iterator[ResultT]:
-    pending: deque[Future[ResultT]] = deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) >= window:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _batches(items: Iterator[ItemT], size: int) -> Iterator[list[ItemT]]:
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-def _stack(chunks: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float16]:
-    empty = np.empty((0, dim), np.float32)
-    return np.concatenate([empty, *chunks]).astype(np.float16)
-
-
-def _write_files(
-    plan: PartPlan,
-    folder: EmbeddingsFolder,
-    rows: Sequence[_Prepared],
-    vectors: dict[Modality, NDArray[np.float16]],
-    rejected: Sequence[tuple[str, str]],
-) -> dict[str, FileRecord]:
-    table = _table(rows)
+def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileRecord]:
+    folder, dim = shop.folder, shop.encoder.identity.dim
+    table = metadata_table(draft.rows)
     fills: dict[Any, Callable[[storage.Sink], object]] = {
-        folder.metadata(plan.part): lambda sink: pq.write_table(table, pa.PythonFile(sink, "w")),
+        folder.metadata(part): lambda sink: pq.write_table(
+            table, pa.PythonFile(sink, "w"), row_group_size=ROW_GROUP
+        ),
     }
-    for name, array in vectors.items():
-        fills[folder.vectors(plan.part, name)] = partial(_save, array)
-    if rejected:
-        fills[folder.rejected(plan.part)] = lambda sink: sink.write(_json_lines(rejected))
+    for name, chunks in draft.chunks.items():
+        vectors = np.concatenate([np.empty((0, dim), np.float16), *chunks])
+        fills[folder.vectors(part, name)] = partial(_save, vectors)
+    if draft.rejected:
+        fills[folder.rejected(part)] = lambda sink: sink.write(rejected_lines(draft.rejected))
     return {
         str(path.relative_to(folder.root)): FileRecord.of(storage.stream_file(path, fill))
         for path, fill in fills.items()
     }
 
 
-def _save(array: NDArray[np.float16], sink: storage.Sink) -> None:
+def _save(array: Halves, sink: storage.Sink) -> None:
     np.save(sink, array)
-
-
-def _json_lines(rejected: Sequence[tuple[str, str]]) -> bytes:
-    lines = ({"key": key, "reason": _category(why), "detail": why} for key, why in rejected)
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(
-        "utf-8", errors="replace"
-    )
-
-
-def _table(rows: Sequence[_Prepared]) -> pa.Table:
-    names = dict.fromkeys(name for row in rows for name in row.columns if name != "caption")
-    own: dict[str, Any] = {
-        KEY_COLUMN: pa.array([row.entry.key for row in rows], pa.string()),
-        "caption": pa.array([row.columns["caption"] for row in rows], pa.string()),
-    }
-    given = {name: _column([row.columns.get(name) for row in rows]) for name in names}
-    located = [row.entry.image for row in rows]
-    return pa.table(
-        {name: values for name, values in given.items() if name not in own}
-        | own
-        | {
-            "source_path": pa.array(
-                [at and as_unicode(str(at.path)) for at in located], pa.string()
-            ),
-            "source_offset": pa.array([at and at.offset for at in located], pa.int64()),
-            "source_size": pa.array([at and at.size for at in located], pa.int64()),
-        }
-    )
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError):  # mixed types
-        clean = [None if value is None else str(value) for value in values]
-        return pa.array([c and c.encode("utf-8", "replace").decode() for c in clean], pa.string())
-
-
-def _category(reason: str) -> str:
-    return reason.partition(":")[0]

@@ -1,43 +1,64 @@
-"""One sample by name: where its members lie, and what they say.
+"""One sample by name: where its bytes lie, and what they say.
 
-A sample is read by offset, and nothing is extracted to the disk. Pixels are not decoded here, and
-where samples are found is not known.
+A sample is read where it lies, in a tar, a file or a parquet, and nothing is extracted to the
+disk. Pixels are not decoded here, and where samples are found is not known.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipray import images
+from clipray import images, parquet, uri
+from clipray.uri import AnyPath
 
 MAX_TEXT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the bytes of one member lie."""
+    """Where the bytes of one member lie.
 
-    path: Path
+    Attributes:
+        path: the file, which may be remote.
+        offset: of the first byte; in a parquet, the number of the row.
+        size: in bytes; None in a parquet, where only reading tells.
+        copy: a local copy of a remote file, while there is one.
+    """
+
+    path: AnyPath
     offset: int
-    size: int
+    size: int | None
+    copy: Path | None = None
 
     def read(self, limit: int) -> bytes:
-        """At most `limit` bytes."""
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(min(self.size, limit))
+        """At most `limit` bytes.
+
+        Raises:
+            OSError: when they cannot be read.
+        """
+        here = self.copy or self.path
+        if self.size is None:
+            return parquet.read_image(here, self.offset)[:limit]
+        return uri.read(here, self.offset, min(self.size, limit))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sample by name: its key `<source>/<key>` and where its members lie."""
+    """A sample by name: its key `<source>/<key>` and where its members lie.
+
+    Attributes:
+        columns: metadata that was at hand when the shard was listed; None where `record` and
+            `text` have to be read for it.
+    """
 
     key: str
     image: Location | None = None
     text: Location | None = None
     record: Location | None = None
     duplicate: bool = False
+    columns: Mapping[str, Any] | None = None
 
     def read_image(self) -> bytes:
         """The image file; longer ones are cut just past the limit, which `decode` then refuses."""
@@ -45,7 +66,9 @@ class Entry:
 
     def read_columns(self) -> dict[str, Any]:
         """Metadata of the sample, `caption` (stripped, may be None) among it."""
-        columns = _parse_record(self.record.read(MAX_TEXT_BYTES)) if self.record else {}
+        columns = dict(_clean(self.columns or {}))
+        if self.record:
+            columns = _parse_record(self.record.read(MAX_TEXT_BYTES))
         caption = columns.get("caption")
         if self.text:
             caption = self.text.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace")
@@ -71,14 +94,16 @@ def _parse_record(data: bytes) -> dict[str, Any]:
         record = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(record, dict):
-        return {}
+    return _clean(record) if isinstance(record, dict) else {}
+
+
+def _clean(record: Mapping[str, Any]) -> dict[str, Any]:
     return {as_unicode(name): _flat(value) for name, value in record.items() if name != "key"}
 
 
 def _flat(value: Any) -> Any:
     if isinstance(value, dict | list):
-        value = json.dumps(value, ensure_ascii=False)
+        value = json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, str):  # JSON may hold half of an emoji, which no file can
         return value.encode("utf-8", errors="replace").decode()
     return value

@@ -4,9 +4,10 @@ A file becomes visible only whole: it is written under a temporary name, flushed
 then published. This module does not know what the files mean.
 """
 
+import fcntl
 import hashlib
+import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ from typing import BinaryIO
 
 from typing_extensions import Buffer
 
+log = logging.getLogger(__name__)
+
 CHUNK = 1 << 20
 STAGING_SUFFIX = ".tmp"
-
-_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -118,11 +119,22 @@ def staged_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
-def named_path(given: str) -> tuple[str, Path]:
-    """Take `NAME=PATH`, or a path whose name is that of its last part; the path is absolute."""
-    named = None if Path(given).exists() else _NAMED.fullmatch(given)
-    path = Path(named[2] if named else given).resolve()
-    return named[1] if named else path.name.removesuffix(".tar").removesuffix(".txt"), path
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which ends with the process whatever becomes of it.
+
+    Raises:
+        BlockingIOError: when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks; what it holds is still written whole
+            log.debug("%s: cannot be locked there", path)
+        yield
 
 
 def occupied(path: Path) -> bool:

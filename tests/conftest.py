@@ -13,12 +13,14 @@ import torch
 
 from clipray import clip, cluster
 from clipray.dataset import find_shards
+from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
 from clipray.encoder import Encoder, open_encoder
 from clipray.index import IndexBuildConfig, build
 from clipray.loader import Loader, LoaderConfig, Plan
-from clipray.manifest import EmbeddingsFolder, EmbeddingsManifest, ModelSource, write_json
+from clipray.manifest import ModelSource, write_json
 from clipray.optim import OptimConfig
-from clipray.part import PartPlan, PartSettings, embed_shard
+from clipray.part import PartPlan, Workshop, embed_shard
+from clipray.prepare import PartSettings
 from clipray.trainer import Recipe, Trainer
 from tests.drawing import write_folder, write_shards
 
@@ -100,13 +102,13 @@ def embeddings(workspace: Path, shards: Path, model: Path, encoder: Encoder) -> 
     manifest = EmbeddingsManifest(
         model=encoder.identity,
         source=ModelSource(name=str(model)),
-        modality="both",
+        settings=EmbeddingSettings(modality="both"),
         shards=tuple(shard.name for shard in found),
     )
     write_json(folder.manifest, manifest)
+    shop = Workshop(PartSettings(("image", "text"), batch_size=8), folder, encoder)
     for number, shard in enumerate(found):
-        settings = PartSettings(("image", "text"), batch_size=8)
-        embed_shard(PartPlan(number, shard), settings, folder, encoder)
+        embed_shard(PartPlan(number, shard), shop)
     return folder.root
 
 

@@ -4,15 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipray.manifest import (
+from clipray.embeddings import (
+    EmbeddingSettings,
     EmbeddingsFolder,
     EmbeddingsManifest,
-    FileRecord,
-    ModelIdentity,
-    ModelSource,
     PartManifest,
-    write_json,
 )
+from clipray.manifest import FileRecord, ModelIdentity, ModelSource, write_json
 from clipray.storage import stream_file
 
 
@@ -30,7 +28,10 @@ def write_embeddings(root, parts, columns=None):
     dim = parts[0][1].shape[1]
     identity = ModelIdentity(name="none", dim=dim, weights="w", preprocess="p", tokenizer="t")
     source = ModelSource(name="none")
-    write_json(folder.manifest, EmbeddingsManifest(model=identity, source=source, modality="image"))
+    settings = EmbeddingSettings(modality="image")
+    write_json(
+        folder.manifest, EmbeddingsManifest(model=identity, source=source, settings=settings)
+    )
     for number, (keys, vectors) in enumerate(parts):
         more = (columns or {}).get(number, {})
         write_part(folder, number, pa.table({"image_path": keys, **more}), vectors)
@@ -47,6 +48,11 @@ def write_part(folder, number, table, vectors):
         for path, fill in fills.items()
     }
     done = PartManifest(
-        shard=f"s/{number}", signature="", model="m", rows=len(vectors), files=files
+        shard=f"s/{number}",
+        signature="",
+        model="m",
+        samples=len(vectors),
+        rows=len(vectors),
+        files=files,
     )
     write_json(folder.done(number), done)

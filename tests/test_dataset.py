@@ -6,8 +6,9 @@ import tarfile
 
 import pytest
 
-from clipray.dataset import IMAGES_PER_SHARD, LINES_PER_SHARD, TarShard, find_shards
+from clipray.dataset import IMAGES_PER_SHARD, LINES_PER_SHARD, find_shards
 from clipray.errors import InputError
+from clipray.shards import TarShard
 from tests.drawing import drawings, write_folder, write_member, write_shards
 
 

@@ -1,4 +1,4 @@
-"""The embedding job on a real Ray: resume, extension, refusals."""
+"""The embedding job: on a real Ray, and what it decides, which needs none."""
 
 import json
 import shutil
@@ -7,22 +7,30 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from clipray import storage
 from clipray.embed import EmbedConfig, embed
+from clipray.embeddings import EmbeddingsFolder
 from clipray.errors import ClipRayError, InputError, MismatchError, ModelError, OutputError
-from clipray.manifest import EmbeddingsFolder
-from tests.drawing import write_shards
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from tests.drawing import write_files, write_folder, write_parquets, write_shards
 
 
 @pytest.fixture
 def config(shards, model, tmp_path):
+    """In this process."""
     return EmbedConfig(
-        input=(str(shards),), output=tmp_path / "emb", model=str(model), modality="both"
+        input=(str(shards),), output=tmp_path / "emb", model=str(model), modality="both", workers=0
     )
 
 
-def test_the_job_equals_embedding_without_ray(config, embeddings):
+@pytest.fixture
+def on_ray(config, ray_session):
+    """With encoder actors."""
+    return config.model_copy(update={"workers": 1})
+
+
+@pytest.mark.parametrize("kind", ["config", "on_ray"])
+def test_the_job_equals_embedding_shard_by_shard(request, kind, embeddings):
+    config = request.getfixturevalue(kind)
     report = embed(config)
     assert (report.rows, report.rejected, report.exit_code) == (40, {}, 0)
     made, plain = EmbeddingsFolder(config.output), EmbeddingsFolder(embeddings)
@@ -59,7 +67,8 @@ def test_added_shards_become_added_parts(config, shards, tmp_path):
     assert manifest.shards[3] == "shards/000000.tar"
 
 
-def test_damaged_shards_are_left_out_and_the_others_finish(config, shards, tmp_path):
+def test_damaged_shards_are_left_out_and_the_others_finish(on_ray, shards, tmp_path):
+    config = on_ray
     broken = tmp_path / "shards"
     shutil.copytree(shards, broken)
     data = (broken / "00001.tar").read_bytes()
@@ -121,7 +130,8 @@ def test_an_unknown_model_leaves_no_output(config):
     assert not config.output.exists()
 
 
-def test_a_hopeless_run_stops_early(config, tmp_path):
+def test_a_hopeless_run_stops_early(on_ray, tmp_path):
+    config = on_ray
     hopeless = write_shards(tmp_path / "hopeless", count=120, per_shard=120)
     for number in range(40):
         (tmp_path / "no").mkdir(exist_ok=True)
@@ -134,6 +144,83 @@ def test_a_hopeless_run_stops_early(config, tmp_path):
         embed(strict)
 
 
-def test_the_pool_of_actors_may_grow(config):
-    report = embed(config.model_copy(update={"max_workers": 2}))
+def test_the_pool_of_actors_may_grow(on_ray):
+    report = embed(on_ray.model_copy(update={"max_workers": 2}))
     assert report.rows == 40
+
+
+def test_every_format_and_pattern_in_one_folder(config, tmp_path, encoder):
+    write_shards(tmp_path / "tars", 10, 5)
+    write_files(tmp_path / "files", 10, 5)
+    write_parquets(tmp_path / "rows", 10, 5)
+    given = (f"{tmp_path}/tars/{{00000..00002}}.tar", str(tmp_path / "files"), f"{tmp_path}/ro*")
+    report = embed(config.model_copy(update={"input": given}))
+    assert (report.samples, report.rows, report.filtered) == (30, 30, 0)
+    assert list(report.skipped) == [f"{tmp_path}/tars/00002.tar"]
+    assert report.exit_code == 3
+    folder = EmbeddingsFolder(config.output)
+    vectors = [np.load(folder.vectors(part, "text")) for part in range(6)]
+    tars, files, rows = (np.concatenate(vectors[start : start + 2]) for start in (0, 2, 4))
+    order = [pq.read_table(folder.metadata(part))["caption"].to_pylist() for part in range(6)]
+    by_caption = dict(zip(order[4] + order[5], rows, strict=True))
+    np.testing.assert_allclose(tars, files, atol=2e-3)
+    np.testing.assert_allclose(tars, [by_caption[c] for c in order[0] + order[1]], atol=2e-3)
+
+
+def test_a_filter_is_a_setting_of_the_folder(config):
+    filtered = config.model_copy(update={"filter": {"caption": {"$contains": "red"}}})
+    report = embed(filtered)
+    assert (report.samples, report.rows, report.filtered, report.exit_code) == (40, 10, 30, 0)
+    assert "40 samples = 10 rows + 0 rejected" in report.summary()
+    assert embed(filtered).embedded == 0
+    with pytest.raises(MismatchError, match=r"filter \{.+\}, not None"):
+        embed(config)
+
+
+def test_the_report_accounts_for_time_and_samples(on_ray, capsys):
+    report = embed(on_ray)
+    assert 0 < report.encoder_busy <= 1
+    assert report.images_per_s > 0
+    assert report.seconds["encode"] > 0
+    assert "40/40" in capsys.readouterr().err  # the bar counts samples, not shards
+
+
+def test_images_that_come_later_are_added(config, tmp_path):
+    photos = write_folder(tmp_path / "photos", 10)
+    grown = config.model_copy(update={"input": (str(photos),)})
+    assert embed(grown).rows == 10
+    write_folder(tmp_path / "more", 3)
+    shutil.copytree(tmp_path / "more", photos / "a")  # sorts before the others
+    shutil.copy(tmp_path / "more/even/0000.png", photos / "zzz.png")
+    report = embed(grown)
+    assert (report.samples, report.embedded, report.rejected) == (14, 3, {"no caption": 1})
+    assert embed(grown).embedded == 0
+    keys = [
+        key
+        for part in EmbeddingsFolder(config.output).parts()
+        for key in pq.read_table(EmbeddingsFolder(config.output).metadata(part))[0].to_pylist()
+    ]
+    (photos / "even/0000.png").unlink()
+    assert len(keys) == 13
+    with pytest.raises(MismatchError, match=r"even/0000\.png"):
+        embed(grown)
+
+
+def test_the_number_of_a_shard_that_went_unfinished_is_free_again(config, shards, tmp_path):
+    part_of_it = tmp_path / "shards"
+    shutil.copytree(shards, part_of_it)
+    given = config.model_copy(update={"input": (str(part_of_it),)})
+    embed(given)
+    folder = EmbeddingsFolder(config.output)
+    folder.done(1).unlink()
+    for path in part_of_it.glob("00001*"):
+        path.rename(path.with_name(path.name.replace("00001", "00007")))
+    assert (embed(given).rows, list(folder.parts())) == (40, [0, 1, 2])
+    assert folder.read().shards == ("shards/00000.tar", "shards/00007.tar", "shards/00002.tar")
+
+
+def test_a_second_job_into_the_same_folder_is_refused(config):
+    lock = EmbeddingsFolder(config.output).lock
+    with storage.locked(lock), pytest.raises(OutputError, match="another embedding job"):
+        embed(config)
+    assert embed(config).rows == 40  # what the refused one left does not stand in the way

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from clipray.embeddings import Parts
+from clipray import storage
+from clipray.embeddings import (
+    EmbeddingSettings,
+    EmbeddingsFolder,
+    EmbeddingsManifest,
+    PartManifest,
+    Parts,
+)
 from clipray.errors import DamagedError, InputError
-from clipray.manifest import EmbeddingsFolder
+from clipray.manifest import FileRecord, ModelIdentity, ModelSource, modalities_of, write_json
 from tests.handmade import random_halves, write_embeddings
 
+RECORD = FileRecord(bytes=3, sha256="ab" * 32)
+IDENTITY = ModelIdentity(name="tiny", dim=4, weights="w", preprocess="p", tokenizer="t")
 KEYS = [["s/a", "s/b"], ["s/c", "s/d", "s/e"], []]
 
 
@@ -70,3 +80,50 @@ def test_a_file_that_its_marker_does_not_name_is_not_trusted(root):
     folder.done(1).write_bytes(folder.done(0).read_bytes())
     with pytest.raises(DamagedError, match="does not name it"):
         Parts.open(root).vectors(1)
+
+
+def test_embeddings_and_their_parts_round_trip(tmp_path):
+    folder = EmbeddingsFolder(tmp_path)
+    with pytest.raises(InputError, match="clipray embed --output"):
+        folder.read()
+    manifest = EmbeddingsManifest(
+        model=IDENTITY,
+        source=ModelSource(name="tiny"),
+        settings=EmbeddingSettings(modality="both", filter={"width": 1}),
+        shards=("a/0.tar",),
+    )
+    part = PartManifest(
+        shard="a/é.tar",
+        signature="1",
+        model="m",
+        samples=7,
+        rows=1,
+        rejected={"x": 2},
+        filtered=4,
+        files={"f": RECORD},
+    )
+    write_json(folder.manifest, manifest)
+    write_json(folder.done(12), part)
+    storage.staging_path(folder.done(13)).write_text("{")
+    assert folder.read() == manifest
+    assert folder.parts() == {12: part}
+    assert manifest.modalities == modalities_of("both") == ("image", "text")
+    assert modalities_of("text") == ("text",)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_marker_that_does_not_account_for_every_sample_is_refused(rows):
+    with pytest.raises(ValidationError, match=f"{rows + 5} samples are accounted for, 6 were"):
+        PartManifest(
+            shard="s", signature="1", model="m", samples=6, rows=rows, rejected={"x": 2},
+            filtered=3, files={},
+        )  # fmt: skip
+
+
+def test_settings_tell_how_they_differ():
+    mine = EmbeddingSettings(modality="both", filter={"width": 1})
+    assert mine.differences(mine) == []
+    assert mine.differences(EmbeddingSettings(modality="image")) == [
+        "modality both, not image",
+        "filter {'width': 1}, not None",
+    ]

@@ -3,14 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from clipray.manifest import EmbeddingsFolder, IndexFolder
+from clipray.embeddings import EmbeddingsFolder
+from clipray.manifest import IndexFolder
 from tests.drawing import write_folder
+from tests.processes import of_session, start
 
 START_S = 120  # until Ray stands, on a busy machine
 
@@ -29,11 +29,10 @@ def many(tmp_path_factory):
 
 def interrupted(arguments, sign, environment=None):
     """Start a command, send SIGINT to its group once `sign` stands in stderr, wait for its end."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "clipray.cli", *map(str, arguments)],
+    with start(
+        arguments,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        start_new_session=True,
         env=os.environ | (environment or {}),
     ) as process:
         os.set_blocking(process.stderr.fileno(), False)
@@ -49,22 +48,9 @@ def interrupted(arguments, sign, environment=None):
     return code, said.decode(), process.pid
 
 
-def ray_processes(session):
-    """Live processes of a session: Ray starts its own in groups of their own, but not sessions."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z" and fields[3] == str(session):
-            found.append((entry / "cmdline").read_text().replace("\0", " ")[:80])
-    return found
-
-
 def require_quiet(session):
     deadline = time.monotonic() + 15
-    while (left := ray_processes(session)) and time.monotonic() < deadline:
+    while (left := of_session(session)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
 

@@ -3,17 +3,15 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipray.manifest import EmbeddingsFolder
+from clipray.embeddings import EmbeddingsFolder
 from tests.drawing import write_shards
+from tests.processes import of_session, reap, start_silent
 
 SHARDS = 40
 KILLS = 20
@@ -28,16 +26,16 @@ def many(tmp_path_factory):
 @pytest.mark.soak
 def test_twenty_kills_change_nothing(many, model, tmp_path):
     command = ("embed", "--input", many, "--model", model, "--workers", "2", "--output")
-    with _started([*command, tmp_path / "whole"]) as untouched:
+    with start_silent([*command, tmp_path / "whole"]) as untouched:
         assert untouched.wait(LIMIT_S) == 0
     rng, deadline, kills = random.Random(0), time.monotonic() + LIMIT_S, 0
     finished = False
     while not finished:
         assert time.monotonic() < deadline
-        with _started([*command, tmp_path / "killed"]) as process:
+        with start_silent([*command, tmp_path / "killed"]) as process:
             kills += _harass(process, rng) if kills < KILLS else 0
             finished = process.wait(LIMIT_S) == 0
-            _reap(process.pid)
+            reap(process.pid)
     assert kills >= KILLS
     whole, killed = _rows(tmp_path / "whole"), _rows(tmp_path / "killed")
     assert killed.keys() == whole.keys()
@@ -49,21 +47,12 @@ def _cosine(a, b):
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def _started(arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "clipray.cli", *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def _harass(process, rng):
     """Kill actors of a run at random moments, and in the end its driver; how many were killed."""
     kills = 0
     for _ in range(3):
         time.sleep(rng.uniform(0.5, 4))
-        actors = [pid for pid, name in _session(process.pid) if "MapWorker" in name]
+        actors = [p.pid for p in of_session(process.pid) if "MapWorker" in p.name]
         if process.poll() is not None:
             return kills
         if actors and rng.random() < 0.7:
@@ -73,27 +62,6 @@ def _harass(process, rng):
         process.kill()
         kills += 1
     return kills
-
-
-def _reap(session):
-    """What a killed driver leaves ends by itself; do not wait for it."""
-    for pid, _ in _session(session):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-
-
-def _session(session):
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if fields[3] == str(session) and fields[0] != "Z":
-                found.append((int(entry.name), (entry / "cmdline").read_text()))
-        except OSError:
-            continue
-    return found
 
 
 def _rows(root):

@@ -8,21 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipray import storage
+from clipray.embeddings import PartManifest
 from clipray.errors import DamagedError, InputError, MismatchError, OutputError
 from clipray.manifest import (
     Codec,
-    EmbeddingsFolder,
-    EmbeddingsManifest,
     FileRecord,
     IndexFolder,
     IndexManifest,
     ModelIdentity,
     ModelSource,
-    PartManifest,
     SegmentRecord,
     ShardRecord,
     digest,
-    modalities_of,
     read_json,
     write_json,
 )
@@ -151,25 +148,6 @@ def test_models_are_interchangeable_by_content_and_not_by_name(field):
     other = IDENTITY.model_copy(update={field: 5 if field == "dim" else "x", "name": "other"})
     with pytest.raises(MismatchError, match=r"--model is other \(.*, but .* tiny \("):
         IDENTITY.require(other, "--model")
-
-
-def test_embeddings_and_their_parts_round_trip(tmp_path):
-    folder = EmbeddingsFolder(tmp_path)
-    with pytest.raises(InputError, match="clipray embed --output"):
-        folder.read()
-    manifest = EmbeddingsManifest(
-        model=IDENTITY, source=ModelSource(name="tiny"), modality="both", shards=("a/0.tar",)
-    )
-    part = PartManifest(
-        shard="a/é.tar", signature="1", model="m", rows=1, rejected={"x": 2}, files={"f": RECORD}
-    )
-    write_json(folder.manifest, manifest)
-    write_json(folder.done(12), part)
-    storage.staging_path(folder.done(13)).write_text("{")
-    assert folder.read() == manifest
-    assert folder.parts() == {12: part}
-    assert manifest.modalities == modalities_of("both") == ("image", "text")
-    assert modalities_of("text") == ("text",)
 
 
 def test_a_file_of_another_kind_is_no_manifest(tmp_path):

@@ -10,10 +10,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipray.dataset import TarShard, find_shards
-from clipray.manifest import EmbeddingsFolder
-from clipray.part import PartPlan, PartSettings, embed_shard
-from tests.drawing import Drawing, drawings, write_member, write_sample
+from clipray import uri
+from clipray.dataset import find_shards
+from clipray.embeddings import EmbeddingsFolder
+from clipray.part import PartPlan, Workshop, embed_shard
+from clipray.prepare import PartSettings
+from clipray.samples import Location
+from clipray.shards import TarShard
+from tests.drawing import (
+    Drawing,
+    drawings,
+    write_files,
+    write_member,
+    write_parquets,
+    write_sample,
+)
 
 BOTH = PartSettings(("image", "text"), batch_size=4)
 
@@ -57,7 +68,7 @@ def rejected(folder, part=0):
 
 
 def test_rows_and_vectors_stand_in_one_order(folder, messy, encoder):
-    report = embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     found = columns(folder)
     assert found["image_path"] == [f"m/good{number}" for number in range(5)]
     assert report.rows == 5
@@ -72,7 +83,7 @@ def test_rows_and_vectors_stand_in_one_order(folder, messy, encoder):
 
 
 def test_in_is_out_and_rejected(folder, messy, encoder):
-    report = embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     assert rejected(folder) == {
         "m/halfway": "no image",
         "m/broken": "not a readable image",
@@ -92,7 +103,7 @@ def test_in_is_out_and_rejected(folder, messy, encoder):
 
 
 def test_the_marker_says_what_is_there(folder, messy, encoder):
-    embed_shard(PartPlan(7, messy), BOTH, folder, encoder)
+    embed_shard(PartPlan(7, messy), Workshop(BOTH, folder, encoder))
     (part,) = folder.parts().values()
     assert (part.shard, part.rows, part.model) == ("m/messy.tar", 5, encoder.identity.fingerprint)
     assert part.signature == messy.signature()
@@ -113,7 +124,7 @@ def test_the_marker_says_what_is_there(folder, messy, encoder):
 
 
 def test_the_place_of_every_image_is_kept(folder, messy, encoder):
-    embed_shard(PartPlan(0, messy), BOTH, folder, encoder)
+    embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     found = columns(folder)
     places = zip(
         found["source_path"], found["source_offset"], found["source_size"], drawings(5), strict=True
@@ -123,8 +134,8 @@ def test_the_place_of_every_image_is_kept(folder, messy, encoder):
 
 
 def test_one_tower_asks_for_what_it_needs(folder, messy, encoder):
-    images = embed_shard(PartPlan(0, messy), PartSettings(("image",)), folder, encoder)
-    texts = embed_shard(PartPlan(1, messy), PartSettings(("text",)), folder, encoder)
+    images = embed_shard(PartPlan(0, messy), Workshop(PartSettings(("image",)), folder, encoder))
+    texts = embed_shard(PartPlan(1, messy), Workshop(PartSettings(("text",)), folder, encoder))
     assert (images.rows, texts.rows) == (6, 8)
     assert columns(folder, 0)["caption"][5 - 2] is None
     assert "m/broken" in columns(folder, 1)["image_path"]
@@ -134,9 +145,9 @@ def test_one_tower_asks_for_what_it_needs(folder, messy, encoder):
 
 def test_a_rerun_writes_the_same(folder, messy, encoder):
     plan = PartPlan(0, messy)
-    first = embed_shard(plan, BOTH, folder, encoder)
+    first = embed_shard(plan, Workshop(BOTH, folder, encoder))
     before = folder.parts()
-    assert embed_shard(plan, BOTH, folder, encoder).rejected == first.rejected
+    assert embed_shard(plan, Workshop(BOTH, folder, encoder)).rejected == first.rejected
     assert folder.parts() == before
 
 
@@ -147,9 +158,9 @@ def test_a_rerun_writes_the_same(folder, messy, encoder):
 def test_batches_and_threads_change_nothing(folder, messy, encoder, batch, threads):
     wanted = PartPlan(0, messy)
     if not folder.done(0).exists():
-        embed_shard(wanted, BOTH, folder, encoder)
+        embed_shard(wanted, Workshop(BOTH, folder, encoder))
     settings_ = PartSettings(("image", "text"), batch_size=batch, decode_threads=threads)
-    embed_shard(PartPlan(1, messy), settings_, folder, encoder)
+    embed_shard(PartPlan(1, messy), Workshop(settings_, folder, encoder))
     assert columns(folder, 1) == columns(folder, 0)
     assert rejected(folder, 1) == rejected(folder, 0)
     for modality in ("image", "text"):
@@ -165,7 +176,7 @@ def test_a_damaged_shard_writes_nothing(folder, messy, encoder, damage):
     else:
         messy.path.with_name("messy_stats.json").write_text('{"successes": 99}')
     (shard,) = find_shards([str(messy.path)]).shards
-    report = embed_shard(PartPlan(0, shard), BOTH, folder, encoder)
+    report = embed_shard(PartPlan(0, shard), Workshop(BOTH, folder, encoder))
     assert report.damage
     assert report.rows == 0
     assert not folder.root.exists()
@@ -174,7 +185,9 @@ def test_a_damaged_shard_writes_nothing(folder, messy, encoder, damage):
 def test_a_shard_of_which_nothing_is_left_is_a_part_without_rows(folder, encoder, tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         write_sample(tar, "a", Drawing("x", b"no"))
-    report = embed_shard(PartPlan(0, TarShard("s", tmp_path / "x.tar")), BOTH, folder, encoder)
+    report = embed_shard(
+        PartPlan(0, TarShard("s", tmp_path / "x.tar")), Workshop(BOTH, folder, encoder)
+    )
     assert (report.rows, report.rejected) == (0, {"not a readable image": 1})
     assert vectors(folder, "image").shape == (0, encoder.identity.dim)
     assert columns(folder)["image_path"] == []
@@ -192,7 +205,7 @@ def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
             write_member(tar, f"{number}.json", json.dumps(record).encode())
             write_member(tar, f"{number}.png", drawing.png)
     plan = PartPlan(0, TarShard("s", tmp_path / "x.tar"))
-    assert embed_shard(plan, PartSettings(("image",)), folder, encoder).rows == 3
+    assert embed_shard(plan, Workshop(PartSettings(("image",)), folder, encoder)).rows == 3
     found = columns(folder)
     assert found["image_path"] == ["s/0", "s/1", "s/2"]
     assert found["width"] == ["1", "wide", None]
@@ -202,3 +215,93 @@ def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
     assert found["half"] == [None, "?", None]
     assert found["caption"] == [None, None, '{"a": 1}']
     assert all(isinstance(size, int) for size in found["source_size"])
+
+
+def test_a_filter_selects_and_what_it_leaves_is_counted(folder, messy, encoder):
+    settings = PartSettings(("image",), filter={"width": {"$exists": True}, "url": {"$ne": "no"}})
+    report = embed_shard(PartPlan(0, messy), Workshop(settings, folder, encoder))
+    done = folder.part(0)
+    assert (done.rows, done.filtered, report.samples) == (6, 1, 11)  # halfway.json has no width
+    assert done.rows + sum(done.rejected.values()) + done.filtered == done.samples
+    settings = PartSettings(("image",), filter={"caption": {"$contains": "red"}})
+    embed_shard(PartPlan(1, messy), Workshop(settings, folder, encoder))
+    assert all("red" in caption for caption in columns(folder, 1)["caption"])
+    assert folder.part(1).rows > 0
+
+
+def test_a_cut_at_every_block_is_told_or_loses_nothing(folder, encoder, tmp_path):
+    path, drawn = tmp_path / "00000.tar", drawings(4)
+    with tarfile.open(path, "w") as tar:
+        for number, drawing in enumerate(drawn):
+            write_sample(tar, str(number), drawing)
+    whole = path.read_bytes()
+    shop, outcomes = Workshop(BOTH, folder, encoder), set()
+    for part, end in enumerate(range(0, len(whole) + 1, 512)):
+        path.write_bytes(whole[:end])
+        report = embed_shard(PartPlan(part, TarShard("s", path)), shop)
+        assert bool(report.damage) != folder.done(part).exists()
+        assert report.damage or report.rows == len(drawn), f"cut at {end}"
+        outcomes.add(bool(report.damage))
+    assert outcomes == {True, False}
+
+
+def test_a_part_that_is_there_is_kept(folder, messy, encoder):
+    plan, shop = PartPlan(0, messy), Workshop(BOTH, folder, encoder)
+    first = embed_shard(plan, shop)
+    written = folder.vectors(0, "image").stat().st_mtime_ns
+    again = embed_shard(plan, shop)
+    assert (again.kept, again.rows, again.rejected) == (True, first.rows, first.rejected)
+    assert folder.vectors(0, "image").stat().st_mtime_ns == written
+    assert not first.kept
+
+
+def test_every_sample_ticks_and_the_time_is_told(folder, messy, encoder):
+    ticks = []
+    shop = Workshop(BOTH, folder, encoder, "me", tick=ticks.append)
+    report = embed_shard(PartPlan(0, messy), shop)
+    assert sum(ticks) == report.samples == 11
+    assert report.actor == "me"
+    assert report.ended - report.began >= report.seconds["encode"] > 0
+    assert report.seconds.keys() == {"list", "decode", "wait", "encode", "write"}
+
+
+def test_a_remote_shard_keeps_its_address(folder, messy, encoder, tmp_path):
+    remote = uri.at(f"memory://{tmp_path.name}/messy.tar")
+    remote.parent.mkdir(parents=True, exist_ok=True)
+    remote.write_bytes(messy.path.read_bytes())
+    shop = Workshop(BOTH, folder, encoder)
+    embed_shard(PartPlan(0, messy), shop)
+    report = embed_shard(PartPlan(1, TarShard("m", remote)), shop)
+    assert report.path == str(remote)
+    here, there = columns(folder, 0), columns(folder, 1)
+    assert set(there.pop("source_path")) == {str(remote)}
+    del here["source_path"]
+    assert here == there
+    np.testing.assert_array_equal(vectors(folder, "image", 0), vectors(folder, "image", 1))
+    place = Location(remote, there["source_offset"][0], there["source_size"][0])
+    assert place.read(10**6) == drawings(1)[0].png
+
+
+@pytest.mark.parametrize("writer", [write_files, write_parquets])
+def test_the_place_of_an_image_is_kept_in_every_format(folder, encoder, tmp_path, writer):
+    writer(tmp_path / "out", 5, 5)
+    (shard,) = find_shards([str(tmp_path / "out")]).shards
+    embed_shard(PartPlan(0, shard), Workshop(BOTH, folder, encoder))
+    found = columns(folder)
+    by_caption = {drawing.caption: drawing.png for drawing in drawings(5)}
+    places = zip(
+        found["source_path"],
+        found["source_offset"],
+        found["source_size"],
+        found["caption"],
+        strict=True,
+    )
+    for path, offset, size, caption in places:
+        assert Location(Path(path), offset, size).read(10**6) == by_caption[caption]
+    assert len(found["caption"]) == 5
+
+
+def test_a_shard_that_vanishes_is_told(folder, messy, encoder):
+    messy.path.unlink()
+    report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
+    assert report.damage == "cannot be read (No such file or directory)"

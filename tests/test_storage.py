@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from clipray import storage
 from clipray.storage import (
     create_file,
     is_staging,
@@ -154,3 +157,17 @@ def test_staging_names_are_hidden_and_known(tmp_path):
     assert staging_path(path).parent == tmp_path
     assert not is_staging(path)
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    path = tmp_path / "inner/.lock.tmp"
+    hold = "import sys, time; from pathlib import Path; from clipray.storage import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, path], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError), storage.locked(path):
+            pass
+        process.kill()
+    with storage.locked(path):
+        pass
+    assert not storage.occupied(path.parent)

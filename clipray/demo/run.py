@@ -16,13 +16,14 @@ from pydantic import Field
 from tqdm import tqdm
 
 from clipray import cluster
+from clipray.account import EmbedReport
 from clipray.augment import AugmentConfig
 from clipray.client import Client
 from clipray.config import Config, to_yaml
 from clipray.demo.emoji import write_emoji_shards
 from clipray.demo.sheet import write_sheet
 from clipray.demo.tour import INDEX, search_p50_ms, table, tour
-from clipray.embed import EmbedConfig, EmbedReport, embed
+from clipray.embed import EmbedConfig, embed
 from clipray.encoder import open_encoder
 from clipray.errors import OutputError
 from clipray.evaluate import EvaluateReport, caption_recall
@@ -207,6 +208,7 @@ def _embed(layout: _Layout) -> EmbedReport:
             output=layout.embeddings,
             model=str(layout.model),
             modality="both",
+            max_workers=1,  # so few pictures do not pay for the start of a second actor
         )
     )
 

@@ -13,7 +13,7 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from clipray import cluster, storage
+from clipray import cluster, uri
 from clipray.config import Config
 from clipray.encoder import Device, Precision
 from clipray.errors import ConfigError, from_remote
@@ -96,7 +96,7 @@ def build(args: ServeArgs) -> Application:
 
 def open_catalog(args: ServeArgs) -> Catalog:
     """Read the manifests of all indices."""
-    folders = [ServedFolder.open(*storage.named_path(given)) for given in args.index]
+    folders = [ServedFolder.open(*uri.named_path(given)) for given in args.index]
     slots = [folder.slot for folder in folders]
     for slot in slots:
         if slots.count(slot) > 1:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from clipray import images
+from clipray import images, uri
 from clipray.errors import InputError, NotFoundError, QueryError, UnavailableError
 from clipray.index import require_columns, unit_queries
 from clipray.matches import Coverage, Matches
 from clipray.query import Query, Term, combine
+from clipray.samples import Location
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
 from clipray.serve.http import http_app
 from clipray.serve.replicas import GroupSpec
@@ -183,9 +183,8 @@ def _require_enough(coverage: Coverage, query: Query) -> None:
 
 def _read_picture(row: dict[str, Any], size: int | None) -> tuple[bytes, str]:
     try:
-        with Path(row["source_path"]).open("rb") as stream:
-            stream.seek(row["source_offset"])
-            data = stream.read(min(row["source_size"], images.MAX_BYTES + 1))
+        place = Location(uri.at(row["source_path"]), row["source_offset"], row["source_size"])
+        data = place.read(images.MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"picture of {row['key']}: its source is gone ({error})") from None
     if size is None:

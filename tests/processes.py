@@ -1,0 +1,58 @@
+"""Commands as processes of their own: started in a session, found there, and reaped.
+
+Ray starts its processes in groups of their own, but not in sessions.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    name: str
+    peak_mb: float
+
+
+def start(arguments, **options):
+    """Run a clipray command in a session of its own."""
+    command = [sys.executable, "-m", "clipray.cli", *map(str, arguments)]
+    return subprocess.Popen(command, start_new_session=True, **options)
+
+
+def start_silent(arguments):
+    return start(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def of_session(session):
+    """Live processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "Z" or fields[3] != str(session):
+                continue
+            name = (entry / "cmdline").read_text().replace("\0", " ")
+            found.append(Process(int(entry.name), name, _peak_mb(entry)))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def reap(session):
+    """What a killed driver leaves ends by itself; do not wait for it."""
+    for process in of_session(session):
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _peak_mb(entry):
+    lines = (entry / "status").read_text().splitlines()
+    peak = next((line for line in lines if line.startswith("VmHWM")), "VmHWM: 0 kB")
+    return int(peak.split()[1]) / 1024

@@ -1,0 +1,35 @@
+"""How many actors there are, and what each gets."""
+
+import pytest
+
+from clipray.fleet import Fleet, plan_fleet
+
+LAPTOP, NODE = {"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("has", "fewest", "most", "gpus", "samples", "shards", "expected"),
+    [
+        (LAPTOP, 1, None, None, 50_000, 50, Fleet(1, 8, 1, 0)),
+        (LAPTOP, 1, None, None, 2_500, 50, Fleet(1, 3, 1, 0)),  # a start must pay
+        (LAPTOP, 1, None, None, 50_000, 2, Fleet(1, 2, 1, 0)),
+        (LAPTOP, 1, None, None, None, 50, Fleet(1, 8, 1, 0)),
+        (LAPTOP, 1, None, None, 0, 1, Fleet(1, 1, 1, 0)),
+        (LAPTOP, 1, 3, None, 10, 50, Fleet(1, 3, 1, 0)),  # what the user says counts
+        (LAPTOP, 4, None, None, 10, 50, Fleet(4, 4, 1, 0)),
+        (LAPTOP, 4, 2, None, 10, 50, Fleet(4, 4, 1, 0)),
+        (NODE, 1, None, None, 10**9, 10**5, Fleet(1, 4, 16, 1)),
+        (NODE, 1, None, 0.5, 10**9, 10**5, Fleet(1, 8, 8, 0.5)),
+        (NODE, 1, None, 0, 10**9, 10**5, Fleet(1, 64, 1, 0)),
+        (LAPTOP, 1, 2, 1, 10**9, 10**5, Fleet(1, 2, 1, 1)),  # GPUs that an autoscaler will bring
+    ],
+)
+def test_what_is_left_open_is_chosen_by_what_there_is(
+    has, fewest, most, gpus, samples, shards, expected
+):
+    assert plan_fleet(has, fewest, most, gpus, samples=samples, shards=shards) == expected
+
+
+def test_decoding_takes_the_cpus_of_an_actor():
+    assert Fleet(1, 1, 16, 1).decode_threads == 16
+    assert Fleet(1, 1, 1, 0).decode_threads == 2
