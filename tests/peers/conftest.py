@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipray.embed import EmbedConfig, embed
-from clipray.manifest import EmbeddingsFolder
+from clipray.embeddings import EmbeddingsFolder
 from tests.drawing import Drawing, drawings, write_sample
 
 BROKEN = b"no image"

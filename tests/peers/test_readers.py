@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from clipray.manifest import EmbeddingsFolder
+from clipray.embeddings import EmbeddingsFolder
 from tests.peers.environment import command, run
 
 pytestmark = pytest.mark.soak

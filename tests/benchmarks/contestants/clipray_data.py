@@ -13,9 +13,11 @@ from torchvision.transforms import Normalize
 
 from clipray import clip
 from clipray.dataset import find_shards
+from clipray.embeddings import EmbeddingsFolder
 from clipray.encoder import Pixels, TorchEncoder, Vectors
-from clipray.manifest import EmbeddingsFolder, ModelSource
-from clipray.part import PartPlan, PartSettings, embed_shard
+from clipray.manifest import ModelSource
+from clipray.part import PartPlan, Workshop, embed_shard
+from clipray.prepare import PartSettings
 
 DIM = 512
 
@@ -36,9 +38,9 @@ class Slice:
 def main() -> None:
     shards, output, model, *decode = sys.argv[1:]
     encoder = Slice(clip.load(ModelSource(name=model)), *decode)
-    folder = EmbeddingsFolder(Path(output))
+    shop = Workshop(PartSettings(("image",)), EmbeddingsFolder(Path(output)), encoder)
     for number, shard in enumerate(find_shards([shards]).shards):
-        embed_shard(PartPlan(number, shard), PartSettings(("image",)), folder, encoder)
+        embed_shard(PartPlan(number, shard), shop)
 
 
 if __name__ == "__main__":
