@@ -1,0 +1,315 @@
+"""What embedding costs, beside what others use: `python -m tests.benchmarks.embedding`.
+
+All run with the same random weights over the same shards, interleaved, each as a process of its
+own. Each reads N images and 2N images: the difference is the cost of N images, and what is left
+of the first run is start-up. The data paths, which are cheap, read 1 and 17 times as many. Figures
+are CPU seconds of whole process trees; wall time says little on a shared machine.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from clipray import __version__, clip
+from clipray.manifest import ModelFolder, ModelSource
+from tests.benchmarks.cost import Cost, cost
+from tests.benchmarks.photos import write_photo_shards
+from tests.peers import environment
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent / "contestants"
+ROOT = Path(__file__).parents[2]
+MODEL = "ViT-B-32"
+THREADS = 2  # of torch, in every contestant
+
+EMBED = "{python} -m clipray.cli embed --input {shards} --output {output} --model {model}"
+LOOP = "{peer} {here}/plain_loop.py {shards} {output} {weights}"
+OPTIONS = (  # batches of 256, the default, only make its warm-up dearer
+    "--input_dataset {tars} --output_folder {output} --input_format webdataset "
+    "--enable_text False --num_prepro_workers 2 --batch_size 64 "
+    "--clip_model open_clip:ViT-B-32/{weights}"
+)
+INFERENCE = "{peer} -m clip_retrieval.cli inference " + OPTIONS
+OUR_DATA = "{python} -m tests.benchmarks.contestants.clipray_data {shards} {output} {model}"
+THEIR_DATA = "{peer} {here}/clip_retrieval_data.py " + OPTIONS
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A command line and how it computes.
+
+    Attributes:
+        more: how many times N images the second run reads more than the first.
+        encodes: whether its vectors can be compared.
+        first: a command line that is run once before, and not counted.
+    """
+
+    name: str
+    line: str
+    computes: str
+    more: int = 1
+    encodes: bool = True
+    first: str = ""
+
+
+CONTESTANTS = (
+    Contestant("clipray embed", EMBED + " --precision bf16", "bf16"),
+    Contestant("plain loop", LOOP + " 1 bf16", "bf16 weights"),
+    Contestant("clip-retrieval inference", INFERENCE, "fp32"),
+    Contestant("data path of clipray", OUR_DATA, "no model", more=16, encodes=False),
+    Contestant("data path of clip-retrieval", THEIR_DATA, "no model", more=16, encodes=False),
+)
+
+BARS = (
+    ("clipray embed", "plain loop"),
+    ("clipray embed", "clip-retrieval inference"),
+    ("data path of clipray", "data path of clip-retrieval"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Costs of two runs, the second of which read `images` more."""
+
+    less: Cost
+    more: Cost
+    images: int
+
+    @property
+    def ms(self) -> float:
+        """CPU milliseconds that one image more costs."""
+        return 1e3 * (self.more.cpu_s - self.less.cpu_s) / self.images
+
+
+Costs = dict[str, list[Pair]]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Model and shards that all contestants share, in a scratch folder."""
+
+    root: Path
+    images: int
+    model: Path
+
+    def shards(self, times: int) -> Path:
+        """Shards of N images, or of a multiple; beyond 2N the same tars come again."""
+        folder = self.root / f"shards{times}"
+        if not folder.exists():
+            folder.mkdir()
+            for number in range(2 * times):
+                for end in (".tar", "_stats.json"):
+                    drawn = self.root / "drawn" / f"{number % 4:05d}{end}"
+                    (folder / f"{number:05d}{end}").symlink_to(drawn)
+        return folder
+
+    def run(self, contestant: Contestant, times: int) -> tuple[Cost, Path]:
+        """Run once into an empty folder."""
+        output = Path(tempfile.mkdtemp(dir=self.root)) / "output"
+        return self._cost(contestant.line, times, output), output
+
+    def get_ready(self, contestant: Contestant) -> None:
+        """Run what comes first."""
+        if contestant.first:
+            self._cost(contestant.first, 1, Path(tempfile.mkdtemp(dir=self.root)) / "output")
+
+    def _cost(self, template: str, times: int, output: Path) -> Cost:
+        line = shlex.split(template.format(**self._places(times, output)))
+        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
+
+    def _places(self, times: int, output: Path) -> dict[str, object]:
+        shards = self.shards(times)
+        last = len(list(shards.glob("*.tar"))) - 1
+        return {
+            "python": sys.executable,
+            "peer": environment.peers() / "bin" / "python",
+            "here": HERE,
+            "shards": shards,
+            "tars": f"{shards}/{{00000..{last:05d}}}.tar",
+            "output": output,
+            "model": self.model,
+            "weights": ModelFolder(self.model).weights,
+        }
+
+    def _variables(self, program: str) -> Mapping[str, str]:
+        threads = {"OMP_NUM_THREADS": str(THREADS)}
+        if program == sys.executable:
+            return os.environ | threads | {"PYTHONPATH": str(ROOT)}
+        return environment.environment() | threads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1000, help="N, a multiple of 2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="64 images, one round, no table kept")
+    parser.add_argument("--only", default="", help="contestants whose name holds this")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    images, rounds = (64, 1) if args.quick else (args.images, args.rounds)
+    chosen = [c for c in CONTESTANTS if args.only in c.name]
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    log.setLevel(logging.INFO)
+    with tempfile.TemporaryDirectory() as scratch:
+        arena = prepare(Path(scratch), images)
+        for lines in measure(arena, chosen, rounds):
+            print("\n".join(lines))  # noqa: T201
+            if not args.quick:
+                keep(args.output, lines)
+
+
+def keep(folder: Path, lines: list[str]) -> None:
+    """Write the dated table; after each round, as rounds are long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"embedding_{platform.machine()}_{datetime.now(UTC):%Y-%m-%d}.md"
+    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def prepare(root: Path, images: int) -> Arena:
+    """Draw the photos and the weights."""
+    model = root / "model"
+    model.mkdir()
+    clip.save(clip.create(ModelSource(name=MODEL), seed=0), model, {})
+    write_photo_shards(root / "drawn", 2 * images, per_shard=images // 2)
+    return Arena(root, images, model)
+
+
+def reference(arena: Arena) -> Path:
+    """Vectors of fp32 open_clip, of the N images."""
+    line = "{peer} {here}/reference.py {shards} {output} {weights}"
+    return arena.run(Contestant("reference", line, "fp32"), 1)[1]
+
+
+def measure(arena: Arena, chosen: list[Contestant], rounds: int) -> Iterator[list[str]]:
+    """The table after each round; in a round, each contestant runs twice."""
+    truth = read_vectors(reference(arena))
+    costs: Costs = {contestant.name: [] for contestant in chosen}
+    alike: dict[str, dict[str, float]] = {}
+    for contestant in chosen:
+        arena.get_ready(contestant)
+    for number in range(rounds):
+        for contestant in chosen:
+            less, output = arena.run(contestant, 1)
+            more, _ = arena.run(contestant, 1 + contestant.more)
+            costs[contestant.name].append(Pair(less, more, contestant.more * arena.images))
+            if contestant.encodes:
+                alike[contestant.name] = cosines(read_vectors(output), truth)
+            log.info("%s: %.1f s, %.1f s of CPU", contestant.name, less.cpu_s, more.cpu_s)
+        rows = table(chosen, costs, alike, arena.images)
+        yield [*header(arena, number + 1), *rows, *bars(costs)]
+
+
+def read_vectors(output: Path) -> dict[str, np.ndarray]:
+    """Vectors by img2dataset's key, from clip-retrieval's layout."""
+    tables = sorted((output / "metadata").glob("*.parquet"))
+    arrays = sorted((output / "img_emb").glob("*.npy"))
+    keys = [key for path in tables for key in pq.read_table(path)["image_path"].to_pylist()]
+    vectors = np.concatenate([np.load(path).astype(np.float64) for path in arrays])
+    return {key.rpartition("/")[2]: row for key, row in zip(keys, vectors, strict=True)}
+
+
+def cosines(vectors: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Lowest cosine to the truth; and of vectors less their mean, as random weights hide much."""
+    if vectors.keys() != truth.keys():
+        raise RuntimeError(f"{len(vectors)} vectors for {len(truth)} images")
+    ours, theirs = (np.stack([rows[key] for key in sorted(truth)]) for rows in (vectors, truth))
+    centred = rowwise_cosine(ours - ours.mean(axis=0), theirs - theirs.mean(axis=0))
+    return {"lowest": rowwise_cosine(ours, theirs).min(), "centred": float(np.median(centred))}
+
+
+def rowwise_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def table(
+    chosen: list[Contestant], costs: Costs, alike: dict[str, dict[str, float]], images: int
+) -> Iterator[str]:
+    """One line a contestant."""
+    yield (
+        "| contestant | computes | CPU ms an image, median | min | max | images per CPU s | "
+        f"{images} images, CPU s | of that start-up, CPU s | wall s | cosine to fp32, lowest | "
+        "less the mean, median |"
+    )
+    yield "|" + "---|" * 11
+    for contestant in chosen:
+        pairs = costs[contestant.name]
+        ms = [pair.ms for pair in pairs]
+        whole = statistics.median(pair.less.cpu_s for pair in pairs)
+        wall = statistics.median(pair.less.wall_s for pair in pairs)
+        middle = statistics.median(ms)
+        like = alike.get(contestant.name)
+        close = f"{like['lowest']:.5f} | {like['centred']:.5f}" if like else "– | –"
+        yield (
+            f"| {contestant.name} | {contestant.computes} | {middle:.2f} | {min(ms):.2f} | "
+            f"{max(ms):.2f} | {1e3 / middle:.1f} | {whole:.1f} | "
+            f"{whole - images * middle / 1e3:.1f} | {wall:.1f} | {close} |"
+        )
+
+
+def bars(costs: Costs) -> Iterator[str]:
+    """How many times cheaper clipray is, by the medians and within each round."""
+    yield ""
+    for ours, theirs in BARS:
+        if ours in costs and theirs in costs:
+            mine, other = ([pair.ms for pair in costs[name]] for name in (ours, theirs))
+            ratios = sorted(b / a for a, b in zip(mine, other, strict=True))
+            middle = statistics.median(other) / statistics.median(mine)
+            spread = f"rounds {ratios[0]:.2f} to {ratios[-1]:.2f}"
+            yield f"- {ours} against {theirs}: **{middle:.2f}×** ({spread})"
+
+
+def header(arena: Arena, rounds: int) -> list[str]:
+    sizes = [path.stat().st_size for path in (arena.root / "drawn").glob("*.tar")]
+    return [
+        f"# Embedding images, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. "
+        f"Peers: {versions(environment.peers() / 'bin' / 'python', THEIRS)}.",
+        "",
+        f"{processor()}, {os.cpu_count()} cores, {platform.machine()}, no GPU, shared with other "
+        f"work. {MODEL} with random weights; {arena.images} and {2 * arena.images} photo-like "
+        f"JPEGs of 256 px, {sum(sizes) / 2 / arena.images / 1e3:.0f} kB each in tars of "
+        f"{arena.images // 2}; {THREADS} threads of torch each; {rounds} interleaved rounds. "
+        "The cost of an image is that of the images which a longer run reads more.",
+        "",
+    ]
+
+
+OURS = ("torch", "open_clip_torch", "ray", "pillow", "numpy")
+THEIRS = ("torch", "open_clip_torch", "clip-retrieval", "webdataset", "pillow", "numpy")
+
+
+def versions(python: Path, packages: tuple[str, ...]) -> str:
+    """Versions of packages in the environment of a Python."""
+    code = "import importlib.metadata as m, json, sys\n"
+    code += "print(json.dumps([m.version(name) for name in sys.argv[1:]]))"
+    told = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, check=True)
+    pairs = zip(packages, json.loads(told.stdout), strict=True)
+    return ", ".join(f"{name} {version}" for name, version in pairs)
+
+
+def processor() -> str:
+    """Name of the CPU, and whether it computes in bf16."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    flags = [f for f in ("avx512_bf16", "amx_bf16", "avx512_vnni") if f in fields.get("flags", "")]
+    return f"{fields.get('model name', 'unknown CPU')} ({', '.join(flags) or 'no bf16'})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The environment of the peers: made once by pip below `.peers/`, or given by CLIPRAY_PEERS."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+HOME = Path(__file__).parents[2] / ".peers"
+
+
+def peers() -> Path:
+    """Folder of a virtual environment that holds what `requirements.txt` says."""
+    given = os.environ.get("CLIPRAY_PEERS")
+    return Path(given) if given else _made()
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """A command line of one of the environment's programs."""
+    return [str(peers() / "bin" / name), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """Variables for programs of the peers: nothing of ours on their path, nothing looked up."""
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return ours | {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+
+def run(line: Sequence[str], cwd: Path) -> str:
+    """Run a program of the peers; what it printed.
+
+    Raises:
+        AssertionError: when it fails, with the end of what it printed.
+    """
+    done = subprocess.run(
+        line,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{line[0]}: exit {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def _made() -> Path:
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    marker = HOME / "installed"
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True)
+        pip = [HOME / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        marker.write_text(wanted, encoding="utf-8")
+    return HOME
