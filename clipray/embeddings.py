@@ -144,12 +144,17 @@ class EmbeddingsFolder:
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of one modality, by number."""
+    """Parts of one modality, by number; those without a row have no files and are not among them.
+
+    Attributes:
+        unfinished: shards that were begun with and are not embedded.
+    """
 
     root: Path
     manifest: EmbeddingsManifest
     modality: Modality
     parts: Mapping[int, PartManifest]
+    unfinished: int = 0
 
     @classmethod
     def open(cls, root: Path, modality: Modality | None = None) -> Self:
@@ -165,9 +170,10 @@ class Parts:
             raise InputError(
                 f"{root}: holds {manifest.settings.modality} embeddings, none of {chosen}"
             )
-        if not any(part.rows for part in parts.values()):
+        filled = {number: part for number, part in parts.items() if part.rows}
+        if not filled:
             raise InputError(f"{root}: no finished part with rows; run `clipray embed` first")
-        return cls(root, manifest, chosen, parts)
+        return cls(root, manifest, chosen, filled, len(manifest.shards) - len(parts))
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self.parts))

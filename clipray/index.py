@@ -208,9 +208,8 @@ def require_columns(wanted: Iterable[str], known: set[str]) -> None:
 
 
 def _warn_of_unfinished(parts: Parts) -> None:
-    missing = len(parts.manifest.shards) - len(parts)
-    if missing:
-        log.warning("%s: %d shards are not embedded and left out", parts.root, missing)
+    if parts.unfinished > 0:
+        log.warning("%s: %d shards are not embedded and left out", parts.root, parts.unfinished)
 
 
 def _require_free(folder: IndexFolder) -> None:

@@ -215,22 +215,22 @@ def _encode(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Halv
 
 
 def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileRecord]:
-    folder, dim = shop.folder, shop.encoder.identity.dim
-    table = metadata_table(draft.rows)
-    fills: dict[Any, Callable[[storage.Sink], object]] = {
-        folder.metadata(part): lambda sink: pq.write_table(
-            table, pa.PythonFile(sink, "w"), row_group_size=ROW_GROUP
-        ),
-    }
-    for name, chunks in draft.chunks.items():
-        vectors = np.concatenate([np.empty((0, dim), np.float16), *chunks])
-        fills[folder.vectors(part, name)] = partial(_save, vectors)
+    folder = shop.folder
+    fills: dict[Any, Callable[[storage.Sink], object]] = {}
+    if draft.rows:  # embedding-reader cannot pair files without rows
+        fills[folder.metadata(part)] = partial(_save_table, metadata_table(draft.rows))
+        for name, chunks in draft.chunks.items():
+            fills[folder.vectors(part, name)] = partial(_save, np.concatenate(chunks))
     if draft.rejected:
         fills[folder.rejected(part)] = lambda sink: sink.write(rejected_lines(draft.rejected))
     return {
         str(path.relative_to(folder.root)): FileRecord.of(storage.stream_file(path, fill))
         for path, fill in fills.items()
     }
+
+
+def _save_table(table: pa.Table, sink: storage.Sink) -> None:
+    pq.write_table(table, pa.PythonFile(sink, "w"), row_group_size=ROW_GROUP)
 
 
 def _save(array: Halves, sink: storage.Sink) -> None:

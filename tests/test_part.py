@@ -189,9 +189,9 @@ def test_a_shard_of_which_nothing_is_left_is_a_part_without_rows(folder, encoder
         PartPlan(0, TarShard("s", tmp_path / "x.tar")), Workshop(BOTH, folder, encoder)
     )
     assert (report.rows, report.rejected) == (0, {"not a readable image": 1})
-    assert vectors(folder, "image").shape == (0, encoder.identity.dim)
-    assert columns(folder)["image_path"] == []
-    assert folder.parts()[0].rows == 0
+    assert (folder.part(0).rows, folder.part(0).samples) == (0, 1)
+    written = [str(path.relative_to(folder.root)) for path in folder.root.rglob("*.*")]
+    assert sorted(written) == ["done/00000.json", "rejected/rejected_00000.jsonl"]
 
 
 def test_whatever_a_record_holds_becomes_columns(folder, encoder, tmp_path):
