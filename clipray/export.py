@@ -201,7 +201,10 @@ def _variant(side: _Side, files: TowerFolder, precision: ExportPrecision) -> Var
     cosines = np.einsum("nd,nd->n", found.astype(np.float64), side.expected)
     _require_near(side, precision, float(cosines.min()))
     return Variant(
-        files={file.name: _record(file) for file in files_of(path)},
+        files={
+            file.name: FileRecord.of((file.stat().st_size, storage.sha256_file(file)))
+            for file in files_of(path)
+        },
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
     )
@@ -232,10 +235,6 @@ def _require_near(side: _Side, precision: ExportPrecision, cosine: float) -> Non
             f"{side.samples}, at least {least} is wanted; nothing was written, "
             f"leave out --precision {precision}"
         )
-
-
-def _record(path: Path) -> FileRecord:
-    return FileRecord.of((path.stat().st_size, storage.sha256_file(path)))
 
 
 def _split(items: Sequence[ItemT]) -> list[Sequence[ItemT]]:
