@@ -1,4 +1,4 @@
-"""fp32 open_clip, one image after the other: what every contestant's vectors are compared with.
+"""fp32 open_clip, as its README shows it: what every contestant's vectors are compared with.
 
 Run by the peers' Python: SHARDS OUTPUT WEIGHTS. Writes vectors that are not rounded to float16.
 """
@@ -21,10 +21,10 @@ def main() -> None:
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=weights)
     keys, vectors = [], []
     tars = sorted(str(path) for path in Path(shards).glob("*.tar"))
-    for sample in wds.WebDataset(tars, shardshuffle=False):
-        image = preprocess(Image.open(BytesIO(sample["jpg"])))[None]
-        keys.append(sample["__key__"])
-        vectors.append(model.eval().encode_image(image, normalize=True).numpy())
+    for batch in wds.WebDataset(tars, shardshuffle=False).batched(64, collation_fn=list):
+        images = [preprocess(Image.open(BytesIO(sample["jpg"]))) for sample in batch]
+        keys += [sample["__key__"] for sample in batch]
+        vectors.append(model.eval().encode_image(torch.stack(images), normalize=True).numpy())
     save(Path(output), keys, np.concatenate(vectors))
 
 
