@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 Reader = Callable[[bytes], Pixels]
 Step = Callable[[Any], Any]
 
-ENOUGH = 3  # a JPEG is decoded at least this many times as large as the model wants it
+ENOUGH = 4  # a JPEG is decoded at least this many times as large as the model wants it
 
 
 def pixel_reader(preprocess: Mapping[str, Any], decode: Decode = "exact") -> Reader:

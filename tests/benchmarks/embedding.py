@@ -37,7 +37,14 @@ ROOT = Path(__file__).parents[2]
 MODEL = "ViT-B-32"
 THREADS = 2  # of torch, in every contestant
 
-EMBED = "{python} -m clipray.cli embed --input {shards} --output {output} --model {model}"
+EMBED = (
+    "{python} -m clipray.cli embed --input {shards} --output {output} --model {model} "
+    "--max-workers 1"
+)
+EXPORT = (
+    "{python} -m clipray.cli export --model {model} --output {model}/exported --towers image "
+    "--precision int8"
+)
 LOOP = "{peer} {here}/plain_loop.py {shards} {output} {weights}"
 OPTIONS = (  # batches of 256, the default, only make its warm-up dearer
     "--input_dataset {tars} --output_folder {output} --input_format webdataset "
@@ -69,16 +76,26 @@ class Contestant:
 
 CONTESTANTS = (
     Contestant("clipray embed", EMBED + " --precision bf16", "bf16"),
+    Contestant("clipray embed, fast decode", EMBED + " --precision bf16 --decode fast", "bf16"),
+    Contestant(
+        "clipray embed, int8", EMBED + " --backend onnx --precision int8", "int8", first=EXPORT
+    ),
     Contestant("plain loop", LOOP + " 1 bf16", "bf16 weights"),
     Contestant("clip-retrieval inference", INFERENCE, "fp32"),
     Contestant("data path of clipray", OUR_DATA, "no model", more=16, encodes=False),
+    Contestant(
+        "data path of clipray, fast decode", OUR_DATA + " fast", "no model", more=16, encodes=False
+    ),
     Contestant("data path of clip-retrieval", THEIR_DATA, "no model", more=16, encodes=False),
 )
 
 BARS = (
     ("clipray embed", "plain loop"),
     ("clipray embed", "clip-retrieval inference"),
+    ("clipray embed, fast decode", "plain loop"),
+    ("clipray embed, int8", "clip-retrieval inference"),
     ("data path of clipray", "data path of clip-retrieval"),
+    ("data path of clipray, fast decode", "data path of clip-retrieval"),
 )
 
 
