@@ -7,11 +7,13 @@ Floors, imports only go down:
 
 6. `cli`, `demo`
 5. `serve`, `evaluate`, `search`
-4. `train`, `embed`, `index`, `client`; `fleet`, and `cluster`, the one place that starts Ray
-3. `builder`, `part`, `trainer`, `account`; `loader`, `encoder`, `shard`, `prepare`, `rows`
-2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`
-1. `sources`, `shards`, `samples`; `manifest`, `images`, `texts`, `augment`, `tar`, `parquet`,
-   `filters`, `report`, `metrics`, `tally`
+4. `train`, `embed`, `index`, `export`, `client`; `fleet`, and `cluster`, the one place that
+   starts Ray
+3. `builder`, `part`, `trainer`, `account`; `encoder`, `loader`, `shard`, `prepare`, `rows`;
+   `torch_encoder`, `onnx_encoder`, `onnx_graph`
+2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`
+1. `sources`, `shards`, `samples`, `exported`, `pixels`; `manifest`, `images`, `texts`, `augment`,
+   `tar`, `parquet`, `filters`, `report`, `metrics`, `tally`
 0. `config`, `matches`, `storage`, `uri`, `errors`
 """
 

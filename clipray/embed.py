@@ -100,7 +100,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     _require_ours(folder)
     members = {part.shard: part.members for _, part in folder.markers()}
     found = find_shards(config.input, members)
-    identity = identify(source, config)
+    identity = identify(source, config, modalities_of(config.modality))
     with _only_writer(folder):
         manifest = _begin(folder, config, source, identity, found.shards)
         numbers = {name: number for number, name in enumerate(manifest.shards)}

@@ -14,7 +14,7 @@ from clipray import clip
 from clipray.config import Config
 from clipray.errors import ModelError
 from clipray.exported import ExportedFolder, exported_beside, exported_itself
-from clipray.manifest import ModelIdentity, ModelSource
+from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.onnx_encoder import OnnxEncoder, choose_device
 from clipray.pixels import Decode, Pixels
 from clipray.torch_encoder import TorchEncoder, Vectors
@@ -76,15 +76,24 @@ def open_encoder(source: ModelSource, options: EncoderOptions) -> Encoder:
     return TorchEncoder(clip.load(source), device, dtype, options.decode)
 
 
-def identify(source: ModelSource, options: EncoderOptions) -> ModelIdentity:
+def identify(
+    source: ModelSource, options: EncoderOptions, towers: Sequence[Modality] = ()
+) -> ModelIdentity:
     """What `open_encoder` would open; of an exported model without reading its weights.
 
+    Args:
+        source: which model.
+        options: how it is run.
+        towers: those that will be asked.
+
     Raises:
-        ModelError: when the model or the precision cannot be used, on whatever device.
+        ModelError: when the model, a tower or the precision cannot be used, on whatever device.
     """
     folder = _exported(source, options)
     if folder:
         manifests = folder.read()
+        for name in towers:
+            folder.require(name)
         for name, manifest in manifests.items():
             folder.tower(name).choose(manifest, options.precision)
         return next(iter(manifests.values())).identity

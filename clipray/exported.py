@@ -130,6 +130,17 @@ class ExportedFolder:
         """Whether there is a tower."""
         return any(self.tower(name).manifest.is_file() for name in TOWERS)
 
+    def require(self, modality: Modality) -> None:
+        """Refuse to go on without a tower.
+
+        Raises:
+            ModelError: when it is not there.
+        """
+        if not self.tower(modality).manifest.is_file():
+            raise ModelError(
+                f"{self.root}: has no {modality} tower; export the model with --towers both"
+            )
+
     def read(self) -> dict[Modality, TowerManifest]:
         """The manifests of the towers there are.
 

@@ -82,7 +82,7 @@ class OnnxEncoder:
         precision: str = "auto",
         decode: Decode = "exact",
     ) -> None:
-        self._root, self._towers = folder.root, folder.read()
+        self._folder, self._towers = folder, folder.read()
         first = next(iter(self._towers.values()))
         self.identity = first.identity
         self.pixels = pixel_reader(first.preprocess, decode)
@@ -112,10 +112,7 @@ class OnnxEncoder:
         return back
 
     def _tower(self, name: Modality) -> OnnxTower:
-        if name not in self._run:
-            raise ModelError(
-                f"{self._root}: has no {name} tower; export the model with --towers both"
-            )
+        self._folder.require(name)
         return self._run[name]
 
 

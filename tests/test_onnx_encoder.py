@@ -92,6 +92,21 @@ def test_one_tower_alone_refuses_the_other_side(copy):
         images.encode_texts(["a"])
 
 
+def test_a_job_that_needs_a_missing_tower_writes_nothing(copy, photos, tmp_path):
+    shutil.rmtree(copy / "text")
+    config = EmbedConfig(
+        input=(str(photos),),
+        output=tmp_path / "out",
+        model=str(copy),
+        modality="both",
+        workers=0,
+    )
+    with pytest.raises(ModelError, match="has no text tower"):
+        embed(config)
+    assert not config.output.exists()
+    assert embed(config.model_copy(update={"modality": "image"})).rows == len(drawings())
+
+
 def test_a_precision_that_is_not_there_is_told(copy):
     path = copy / "image" / "tower.json"
     tree = json.loads(path.read_text())
@@ -177,7 +192,6 @@ def test_a_search_finds_the_same_rows(flat_index, exported):
         assert [row["id"] for row in ways[0]] == [row["id"] for row in ways[1]]
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_collection_is_embedded_alike(exported, photos, encoder, tmp_path, monkeypatch):
     monkeypatch.chdir(exported.parent)
     folder = EmbeddingsFolder(tmp_path / "out")
@@ -187,6 +201,7 @@ def test_a_collection_is_embedded_alike(exported, photos, encoder, tmp_path, mon
         model=exported.name,
         modality="both",
         decode="fast",
+        workers=0,
     )
     assert embed(config).rows == len(drawings())
     manifest = folder.read()
