@@ -113,6 +113,12 @@ class EmbeddingsFolder:
         """Done-marker of one part."""
         return self.root / "done" / f"{part:05d}.json"
 
+    def clear(self, part: int) -> None:
+        """Remove what a killed attempt left of a part that is not finished."""
+        left = (self.vectors(part, "image"), self.vectors(part, "text"), self.metadata(part))
+        for path in (*left, self.rejected(part)):
+            path.unlink(missing_ok=True)
+
     def read(self) -> EmbeddingsManifest:
         """Read `embeddings.json`.
 

@@ -112,12 +112,20 @@ def embed_shard(plan: PartPlan, shop: Workshop) -> PartReport:
     try:
         signature = plan.shard.signature()
         done = shop.folder.part(plan.part)
-        if done and done.signature == signature:
-            return replace(_counted(report, done), kept=True)
+        if done:
+            return _kept(report, done, signature)
+        shop.folder.clear(plan.part)
         with plan.shard.at_hand() as shard:
             return _embed_listed(replace(plan, shard=shard), signature, report, shop)
     except OSError as error:
         return replace(report, damage=f"cannot be read ({error.strerror or error})")
+
+
+def _kept(report: PartReport, done: PartManifest, signature: str) -> PartReport:
+    if done.signature != signature:
+        changed = f"was {done.signature} when it was embedded, is now {signature}"
+        return replace(report, damage=changed)
+    return replace(_counted(report, done), kept=True)
 
 
 def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Workshop) -> PartReport:

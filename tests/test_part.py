@@ -251,8 +251,11 @@ def test_a_part_that_is_there_is_kept(folder, messy, encoder):
     written = folder.vectors(0, "image").stat().st_mtime_ns
     again = embed_shard(plan, shop)
     assert (again.kept, again.rows, again.rejected) == (True, first.rows, first.rejected)
-    assert folder.vectors(0, "image").stat().st_mtime_ns == written
     assert not first.kept
+    with tarfile.open(messy.path, "a") as tar:
+        write_sample(tar, "later", drawings(1)[0])
+    assert "when it was embedded, is now" in embed_shard(plan, shop).damage
+    assert folder.vectors(0, "image").stat().st_mtime_ns == written
 
 
 def test_every_sample_ticks_and_the_time_is_told(folder, messy, encoder):
@@ -305,3 +308,17 @@ def test_a_shard_that_vanishes_is_told(folder, messy, encoder):
     messy.path.unlink()
     report = embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
     assert report.damage == "cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_killed_attempt_left_is_no_part_of_the_next(folder, messy, encoder, damaged):
+    shop = Workshop(BOTH, folder, encoder)
+    embed_shard(PartPlan(0, messy), shop)
+    folder.done(0).unlink()  # the attempt was killed before its end
+    with tarfile.open(messy.path, "w") as tar:
+        write_sample(tar, "good", drawings(1)[0])
+    if damaged:
+        messy.path.write_bytes(messy.path.read_bytes()[:700])
+    assert bool(embed_shard(PartPlan(0, messy), shop).damage) is damaged
+    assert not folder.rejected(0).exists()
+    assert folder.metadata(0).exists() is folder.vectors(0, "image").exists() is not damaged
