@@ -8,31 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision.transforms import Normalize
 
 from clipray import clip
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingsFolder
-from clipray.encoder import Pixels, TorchEncoder, Vectors
 from clipray.manifest import ModelSource
 from clipray.part import PartPlan, Workshop, embed_shard
+from clipray.pixels import Decode, Pixels, pixel_reader
 from clipray.prepare import PartSettings
+from clipray.torch_encoder import Vectors
 
 DIM = 512
 
 
 class Slice:
-    """Decodes and normalises as ever; the vector is a slice of that."""
+    """Decodes as ever; the vector is a slice of the pixels, which the encoder would normalise."""
 
-    def __init__(self, model: clip.ClipModel, *decode: str) -> None:
-        real = TorchEncoder(model, torch.device("cpu"), torch.float32, *decode)
-        self.identity, self.pixels = real.identity, real.pixels
-        self._normalise = Normalize(model.preprocess["mean"], model.preprocess["std"], inplace=True)
+    def __init__(self, model: clip.ClipModel, decode: Decode = "exact") -> None:
+        self.identity = model.identity()
+        self.pixels = pixel_reader(model.preprocess, decode)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
-        batch = torch.from_numpy(np.stack(pixels)).float().div_(255)
-        return self._normalise(batch).flatten(1)[:, :DIM].numpy()
+        return np.stack(pixels).reshape(len(pixels), -1)[:, :DIM].astype(np.float32) / 255
 
 
 def main() -> None:
