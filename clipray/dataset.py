@@ -57,7 +57,20 @@ def find_shards(inputs: Sequence[str], known: Mapping[str, Sequence[str]] | None
     if not shards:
         first = next(iter(skipped.items()), "no shard")
         raise InputError(f"nothing to read in {', '.join(inputs)}: {first}")
+    _require_distinct(shards)
     return Found(tuple(shards), skipped)
+
+
+def _require_distinct(shards: Sequence[Shard]) -> None:
+    """Each shard becomes a part by its name; of two with one name, one would be lost."""
+    named: dict[str, Shard] = {}
+    for shard in shards:
+        other = named.setdefault(shard.name, shard)
+        if other is not shard:
+            raise InputError(
+                f"{other.path} and {shard.path}: both are called '{shard.name}'; name their "
+                "inputs apart: --input NAME=…"
+            )
 
 
 def _find(source: Source, known: Mapping[str, Sequence[str]]) -> Found:

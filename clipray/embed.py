@@ -68,7 +68,7 @@ class EmbedConfig(EncoderOptions):
         None,
         ge=1,
         description="threads of one actor that read and decode; by default 2, or its share of the "
-        "CPUs beside a GPU; more where files are remote",
+        "CPUs beside a GPU; give more where images are remote",
     )
     max_reject_fraction: float = Field(
         1.0, ge=0, le=1, description="stop when more of the samples than this are rejected"

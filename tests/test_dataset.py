@@ -302,3 +302,10 @@ def test_a_long_text_file_is_cut_into_shards_that_miss_no_line(tmp_path):
     assert entries[-1].key == f"many/{count - 1:09d}"
     assert entries[LINES_PER_SHARD].read_columns()["caption"] == f"text {LINES_PER_SHARD}"
     assert len({shard.signature() for shard in shards}) == 3
+
+
+def test_two_shards_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x.png").touch()
+    with pytest.raises(InputError, match=r"both are called 's/b/x\.png'"):
+        find_shards([f"s={tmp_path}/a", f"s={tmp_path}/a/*/*"])
