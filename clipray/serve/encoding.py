@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 
+from clipray import probe
 from clipray.encoder import EncoderOptions, open_encoder
 from clipray.errors import ModelError
 from clipray.manifest import ModelIdentity, ModelSource
@@ -27,8 +28,11 @@ class EncoderReplica:
     ) -> None:
         self._encoder = open_encoder(source, options)
         expected.require(self._encoder.identity, "the model of the service")
-        with suppress(ModelError):  # an exported model may have the image tower alone
-            self._encoder.encode_texts(["the first call of a model is slow"])
+        # The first call of a tower is slow; an exported model may have one of the two alone.
+        with suppress(ModelError):
+            self._encoder.encode_texts(["a"])
+        with suppress(ModelError):
+            self._encoder.encode_images(probe.drawn_pictures(1, self._encoder.pixels))
 
     async def encode_text(self, text: str) -> Vector:
         """(dim,) float32 unit vector."""
