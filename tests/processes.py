@@ -15,7 +15,7 @@ from pathlib import Path
 class Process:
     pid: int
     name: str
-    peak_mb: float
+    memory_mb: float
 
 
 def start(arguments, **options):
@@ -37,7 +37,7 @@ def of_session(session):
             if fields[0] == "Z" or fields[3] != str(session):
                 continue
             name = (entry / "cmdline").read_text().replace("\0", " ")
-            found.append(Process(int(entry.name), name, _peak_mb(entry)))
+            found.append(Process(int(entry.name), name, _memory_mb(entry)))
         except (OSError, IndexError):
             continue
     return found
@@ -52,7 +52,8 @@ def reap(session):
             continue
 
 
-def _peak_mb(entry):
+def _memory_mb(entry):
+    """What it has allocated; pages of mapped libraries come and go as the machine likes."""
     lines = (entry / "status").read_text().splitlines()
-    peak = next((line for line in lines if line.startswith("VmHWM")), "VmHWM: 0 kB")
-    return int(peak.split()[1]) / 1024
+    held = next((line for line in lines if line.startswith("RssAnon")), "RssAnon: 0 kB")
+    return int(held.split()[1]) / 1024

@@ -13,7 +13,7 @@ ROOM_MB = 24  # what two runs of the same job differ by
 
 
 def peaks(arguments):
-    """Largest resident memory in MB of the driver, and of any encoder actor."""
+    """Most memory in MB that the driver held, and any encoder actor."""
     driver = actor = 0.0
     began = time.monotonic()
     with start_silent(arguments) as process:
@@ -21,9 +21,9 @@ def peaks(arguments):
             assert time.monotonic() - began < LIMIT_S
             for found in of_session(process.pid):
                 if found.pid == process.pid:
-                    driver = max(driver, found.peak_mb)
+                    driver = max(driver, found.memory_mb)
                 elif "MapWorker" in found.name:
-                    actor = max(actor, found.peak_mb)
+                    actor = max(actor, found.memory_mb)
             time.sleep(0.05)
         assert process.returncode == 0
     return driver, actor
