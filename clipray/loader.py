@@ -20,11 +20,11 @@ from torch import Tensor
 from clipray.augment import sample_seeds
 from clipray.config import Config
 from clipray.errors import ConfigError, ImageError, InputError
+from clipray.pixels import Pixels
 from clipray.samples import Entry
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
 ReadPixels = Callable[[bytes], Pixels]
 Tokenize = Callable[[Sequence[str]], Tensor]
 

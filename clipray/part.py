@@ -9,9 +9,10 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from clipray import storage
 from clipray.embeddings import EmbeddingsFolder, PartManifest
 from clipray.encoder import Encoder
+from clipray.errors import ClipRayError
 from clipray.manifest import FileRecord, Modality, write_json
 from clipray.prepare import PartSettings, Prepared, prepare
 from clipray.rows import category, metadata_table, rejected_lines
@@ -107,18 +109,24 @@ def embed_shard(plan: PartPlan, shop: Workshop) -> PartReport:
     """Embed one shard and publish its part; a damaged shard is reported and writes nothing.
 
     A part that is there already, made from the same shard, is left as it is.
+
+    Raises:
+        ClipRayError: the part cannot be written, as on a full disk.
     """
     report = PartReport(plan.part, str(plan.shard.path), shop.actor, began=time.time())
-    try:
-        signature = plan.shard.signature()
-        done = shop.folder.part(plan.part)
-        if done:
-            return _kept(report, done, signature)
-        shop.folder.clear(plan.part)
-        with plan.shard.at_hand() as shard:
-            return _embed_listed(replace(plan, shard=shard), signature, report, shop)
-    except OSError as error:
-        return replace(report, damage=f"cannot be read ({error.strerror or error})")
+    done = shop.folder.part(plan.part)
+    if not done:
+        with _writing(shop.folder.root):
+            shop.folder.clear(plan.part)
+    with ExitStack() as stack:
+        try:
+            signature = plan.shard.signature()
+            if done:
+                return _kept(report, done, signature)
+            shard = stack.enter_context(plan.shard.at_hand())
+        except OSError as error:
+            return replace(report, damage=f"cannot be read ({error.strerror or error})")
+        return _embed_listed(replace(plan, shard=shard), signature, report, shop)
 
 
 def _kept(report: PartReport, done: PartManifest, signature: str) -> PartReport:
@@ -139,19 +147,20 @@ def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Work
     for batch in _batches(prepared, shop, draft, clock):
         _encode_rows(batch, draft, shop)
         clock.lap()
-    files = _write_files(plan.part, draft, shop)
-    done = PartManifest(
-        shard=plan.shard.name,
-        signature=signature,
-        model=shop.encoder.identity.fingerprint,
-        samples=len(listing.entries),
-        rows=len(draft.rows),
-        rejected=Counter(category(reason) for _, reason in draft.rejected),
-        filtered=draft.filtered,
-        members=plan.shard.members,
-        files=files,
-    )
-    write_json(shop.folder.done(plan.part), done)
+    with _writing(shop.folder.root):
+        files = _write_files(plan.part, draft, shop)
+        done = PartManifest(
+            shard=plan.shard.name,
+            signature=signature,
+            model=shop.encoder.identity.fingerprint,
+            samples=len(listing.entries),
+            rows=len(draft.rows),
+            rejected=Counter(category(reason) for _, reason in draft.rejected),
+            filtered=draft.filtered,
+            members=plan.shard.members,
+            files=files,
+        )
+        write_json(shop.folder.done(plan.part), done)
     draft.seconds["write"] = clock.lap()
     return replace(_counted(report, done), ended=time.time(), seconds=dict(draft.seconds))
 
@@ -224,7 +233,7 @@ def _encode(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Halv
 
 def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileRecord]:
     folder = shop.folder
-    fills: dict[Any, Callable[[storage.Sink], object]] = {}
+    fills: dict[Path, Callable[[storage.Sink], object]] = {}
     if draft.rows:  # embedding-reader cannot pair files without rows
         fills[folder.metadata(part)] = partial(_save_table, metadata_table(draft.rows))
         for name, chunks in draft.chunks.items():
@@ -235,6 +244,18 @@ def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileReco
         str(path.relative_to(folder.root)): FileRecord.of(storage.stream_file(path, fill))
         for path, fill in fills.items()
     }
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Tell what the output cannot take apart from what is wrong with an input."""
+    try:
+        yield
+    except OSError as error:
+        raise ClipRayError(
+            f"{error.filename or root}: cannot be written ({error.strerror or error}); what is "
+            "finished stays, run the job again when that is mended"
+        ) from error
 
 
 def _save_table(table: pa.Table, sink: storage.Sink) -> None:

@@ -19,7 +19,6 @@ from typing_extensions import Buffer
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
 STAGING_SUFFIX = ".tmp"
 
 

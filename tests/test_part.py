@@ -1,6 +1,7 @@
 """One shard, one part: every sample is in it or in `rejected`, with its reason."""
 
 import json
+import resource
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from clipray import uri
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingsFolder
+from clipray.errors import ClipRayError
 from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
 from clipray.samples import Location
@@ -322,3 +324,23 @@ def test_what_a_killed_attempt_left_is_no_part_of_the_next(folder, messy, encode
     assert bool(embed_shard(PartPlan(0, messy), shop).damage) is damaged
     assert not folder.rejected(0).exists()
     assert folder.metadata(0).exists() is folder.vectors(0, "image").exists() is not damaged
+
+
+def test_an_output_that_cannot_be_written_is_no_damage_of_the_input(folder, messy, encoder):
+    folder.root.mkdir()
+    (folder.root / "img_emb").write_bytes(b"where a folder should be")
+    with pytest.raises(ClipRayError, match=r"img_emb_00000\.npy: cannot be written"):
+        embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder))
+    assert not folder.parts()
+
+
+def test_a_full_disk_is_told_and_publishes_nothing(folder, messy, encoder):
+    shop, limits = Workshop(BOTH, folder, encoder), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))  # a write beyond it fails
+    try:
+        with pytest.raises(ClipRayError, match=r"cannot be written \(File too large\)"):
+            embed_shard(PartPlan(0, messy), shop)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not folder.parts()
+    assert embed_shard(PartPlan(0, messy), shop).rows == 5
