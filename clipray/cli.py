@@ -47,7 +47,7 @@ COMMANDS = {
     "train": Command("clipray.train", "TrainConfig", "train", "images and captions → model"),
     "embed": Command("clipray.embed", "EmbedConfig", "embed", "images and captions → embeddings"),
     "index build": Command(
-        "clipray.index", "IndexBuildConfig", "build", "embeddings → searchable index"
+        "clipray.index.build", "IndexBuildConfig", "build", "embeddings → searchable index"
     ),
     "search": Command("clipray.search", "SearchConfig", "search", "query an index in process"),
     "serve": Command(

@@ -222,6 +222,10 @@ class Parts:
         self._verify(number, path)
         return pq.read_table(path, columns=columns)
 
+    def schema(self, number: int) -> pa.Schema:
+        """Columns of one part."""
+        return pq.read_schema(EmbeddingsFolder(self.root).metadata(number))
+
     def keys(self, number: int) -> list[str]:
         """Keys of one part."""
         keys: list[str] = self.table(number, [KEY_COLUMN]).column(0).to_pylist()

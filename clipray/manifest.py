@@ -1,22 +1,22 @@
-"""File names on disk, the JSON beside the data, and the commit protocol.
+"""What our folders say about themselves: the JSON beside the data.
 
-Of a model and of an index; those of embeddings stand in `embeddings`. Each folder names its
-parents by checksum, so that a query with the wrong model is refused, not answered. What the data
-files contain is not known here.
+Here stand what all kinds of folder share, and the file names of a model; those of embeddings are
+in `embeddings`, those of an index in `index.manifest`. Each folder names its parents by checksum,
+so that a query with the wrong model is refused, not answered. What the data files contain is not
+known here.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError
 
 from clipray import storage
 from clipray.config import Config
-from clipray.errors import DamagedError, InputError, MismatchError, OutputError
+from clipray.errors import DamagedError, MismatchError
 
-FORMAT = 1
 MAX_MANIFEST_BYTES = 256 << 20
 TOWER_FILE = "tower.json"  # of an exported folder, the rest of which is in `exported`
 
@@ -42,13 +42,22 @@ class FileRecord(Config):
         Raises:
             DamagedError: when it is missing, cut or changed.
         """
+        self.require(path)
+        if storage.sha256_file(path) != self.sha256:
+            raise DamagedError(f"{path}: its sha256 is not the one of its manifest; it was changed")
+
+
+    def require(self, path: Path) -> None:
+        """Compare the size alone, which reads nothing.
+
+        Raises:
+            DamagedError: when it is missing or cut.
+        """
         if not path.is_file():
             raise DamagedError(f"{path}: missing; restore it or build the folder again")
         found = path.stat().st_size
         if found != self.bytes:
             raise DamagedError(f"{path}: has {found} bytes, its manifest says {self.bytes}")
-        if storage.sha256_file(path) != self.sha256:
-            raise DamagedError(f"{path}: its sha256 is not the one of its manifest; it was changed")
 
 
 class ModelIdentity(Config):
@@ -123,110 +132,6 @@ def modalities_of(given: Modalities) -> tuple[Modality, ...]:
     return ("image", "text") if given == "both" else (given,)
 
 
-class SegmentRecord(Config):
-    """One immutable Faiss segment and its files."""
-
-    id: str
-    rows: int
-    files: dict[str, FileRecord]
-
-
-class ShardRecord(Config):
-    """The segments that one shard is made of."""
-
-    segments: tuple[SegmentRecord, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows over all segments."""
-        return sum(segment.rows for segment in self.segments)
-
-
-class Codec(Config):
-    """The trained quantizer that all shards share."""
-
-    name: str
-    file: FileRecord
-
-
-class IndexManifest(Config):
-    """One version of an index."""
-
-    format: Literal[1] = 1
-    version: int
-    parent: int | None = None
-    model: ModelIdentity
-    source: ModelSource
-    modality: Modality
-    metric: Literal["ip"] = "ip"
-    method: str
-    codec: Codec | None = None
-    shards: tuple[ShardRecord, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows over all shards."""
-        return sum(shard.rows for shard in self.shards)
-
-
-class IndexFolder:
-    """File names of an index folder, and how a version is committed and read."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.manifests = root / "manifests"
-
-    def segment(self, segment_id: str) -> Path:
-        """Folder of one segment."""
-        return self.root / "segments" / segment_id
-
-    def codec(self, name: str) -> Path:
-        """A trained, empty Faiss index."""
-        return self.root / "codec" / name
-
-    def version_file(self, version: int) -> Path:
-        """Manifest of one version."""
-        return self.manifests / f"{version:020d}.json"
-
-    def versions(self) -> list[int]:
-        """Version numbers on disk, oldest first, readable or not."""
-        stems = (path.stem for path in self.manifests.glob("*.json"))
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
-
-    def commit(self, manifest: IndexManifest) -> None:
-        """Publish a version; its segments must be on the disk.
-
-        Raises:
-            OutputError: when another writer took that version number.
-        """
-        self.manifests.mkdir(parents=True, exist_ok=True)
-        storage.sync_folder(self.root)
-        tree = manifest.model_dump(mode="json")
-        data = _encode(tree | {"checksum": _checksum(tree)})
-        path = self.version_file(manifest.version)
-        if not storage.create_file(path, data):
-            raise OutputError(f"{path}: another writer has committed this version; run it again")
-
-    def read(self, version: int | None = None) -> IndexManifest:
-        """Read one version, the newest by default; never falls back past a damaged one.
-
-        Raises:
-            InputError: when there is no such index or version.
-            DamagedError: when the manifest is torn or changed.
-        """
-        versions = self.versions()
-        if not versions:
-            raise InputError(f"{self.root}: no index folder; `clipray index build` writes one")
-        chosen = versions[-1] if version is None else version
-        if chosen not in versions:
-            raise InputError(f"{self.root}: has no version {chosen}, only {versions}")
-        path = self.version_file(chosen)
-        tree = _read_tree(path)
-        if tree.pop("checksum", None) != _checksum(tree):
-            raise DamagedError(f"{path}: its checksum is wrong, it was changed or cut")
-        return _parse(IndexManifest, tree, path)
-
-
 ManifestT = TypeVar("ManifestT", bound=Config)
 
 
@@ -236,31 +141,33 @@ def read_json(kind: type[ManifestT], path: Path) -> ManifestT:
     Raises:
         DamagedError: when it is missing, torn, or of a newer format.
     """
-    return _parse(kind, _read_tree(path), path)
+    return parse_tree(kind, read_tree(path), path)
 
 
 def write_json(path: Path, manifest: Config) -> None:
     """Write a manifest durably, replacing what stood there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_file(path, _encode(manifest.model_dump(mode="json")))
+    storage.write_file(path, encode_json(manifest.model_dump(mode="json")))
 
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value, independent of key order."""
-    return hashlib.sha256(_encode(value)).hexdigest()
+    return hashlib.sha256(encode_json(value)).hexdigest()
 
 
-def _encode(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
+    """UTF-8 with sorted keys; a lone surrogate, as of an odd file name, stays what it is."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode(
         "utf-8", errors="surrogatepass"
     )
 
 
-def _checksum(tree: dict[str, Any]) -> str:
-    return digest({name: value for name, value in tree.items() if name != "checksum"})
+def read_tree(path: Path) -> dict[str, Any]:
+    """The JSON object of a manifest.
 
-
-def _read_tree(path: Path) -> dict[str, Any]:
+    Raises:
+        DamagedError: when it is missing, torn or too large.
+    """
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise DamagedError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, no manifest")
@@ -272,13 +179,24 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse(kind: type[ManifestT], tree: dict[str, Any], path: Path) -> ManifestT:
+def parse_tree(kind: type[ManifestT], tree: dict[str, Any], path: Path) -> ManifestT:
+    """Validate the JSON object of a manifest.
+
+    Raises:
+        DamagedError: when it is of another kind or format.
+    """
+    (known,) = get_args(kind.model_fields["format"].annotation) if _has_format(kind) else (None,)
     found = tree.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise DamagedError(f"{path}: format {found}, this clipray reads {FORMAT}; update clipray")
+    if known and isinstance(found, int) and found != known:
+        advice = "update clipray" if found > known else "write the folder again"
+        raise DamagedError(f"{path}: format {found}, this clipray reads {known}; {advice}")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise DamagedError(
             f"{path}: not a {kind.__name__} ({error.error_count()} faults)"
         ) from None
+
+
+def _has_format(kind: type[Config]) -> bool:
+    return "format" in kind.model_fields

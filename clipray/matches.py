@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from heapq import nsmallest
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -19,16 +22,19 @@ class Match:
         key: `<source name>/<key>` of the sample.
         score: cosine of query and row.
         columns: the metadata that was asked for.
+        vector: (dim,) float32, where it was asked for.
     """
 
     id: int
-    key: str
-    score: float
+    key: str = ""
+    score: float = 0.0
     columns: Mapping[str, Any] = field(default_factory=dict)
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Flat, with the id as a string: JavaScript and jq round 63-bit numbers."""
-        return {**self.columns, "id": str(self.id), "key": self.key, "score": self.score}
+        shown = {**self.columns, "id": str(self.id), "key": self.key, "score": self.score}
+        return shown if self.vector is None else shown | {"embedding": self.vector.tolist()}
 
     @property
     def rank(self) -> tuple[float, int]:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from clipray.config import Config
 from clipray.errors import QueryError
+from clipray.filters import FilterTree
 from clipray.manifest import Modality
 
 MAX_K = 10_000
@@ -70,6 +71,7 @@ class Query(Config):
     modality: Modality = Field("image", description="what to find: images or texts")
     k: int = Field(10, ge=1, le=MAX_K, strict=True, description="at most this many matches")
     threshold: Finite | None = Field(None, description="keep matches with at least this cosine")
+    filter: FilterTree | None = Field(None, description="which rows count, by their metadata")
     columns: tuple[str, ...] = Field(("caption",), description="metadata to return")
     allow_partial: bool = Field(True, description="answer when a part of the index is down")
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.errors import InputError, QueryError
+from clipray.filters import FilterTree
 from clipray.images import MAX_BYTES
 from clipray.index import Index
 from clipray.manifest import ModelSource
@@ -36,7 +37,11 @@ class SearchConfig(EncoderOptions):
     key: str | None = Field(None, description="key of a row of the index to look for")
     k: int = Field(10, ge=1, description="at most this many matches")
     threshold: float | None = Field(None, description="keep matches with at least this cosine")
+    filter: FilterTree | None = Field(
+        None, description='which rows count, by their metadata, as JSON: {"width": {"$gte": 256}}'
+    )
     columns: tuple[str, ...] = Field(("caption",), description="metadata to show")
+    verify: bool = Field(True, description="compare all files of the index with their checksums")
     model: str | None = Field(
         None, description="model name or folder; by default where the index says it is"
     )
@@ -71,7 +76,7 @@ def search(config: SearchConfig) -> SearchReport:
         MismatchError: the model is not the one the index was built with.
         QueryError: an unknown key or column.
     """
-    index = Index.open(config.index)
+    index = Index.open(config.index, verify=config.verify)
     image = _read_image(config.image) if config.image else None
     query = Query(
         text=config.text,
@@ -79,6 +84,7 @@ def search(config: SearchConfig) -> SearchReport:
         key=config.key,
         k=config.k,
         threshold=config.threshold,
+        filter=config.filter,
         columns=config.columns,
     )
     encoder = None if config.key else open_for(index, config)
@@ -100,7 +106,9 @@ def open_for(index: Index, config: SearchConfig) -> Encoder:
 def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
     """Answer one query from one index."""
     vector = query_vector(query.terms, encoder, index.find)
-    (matches,) = index.search(vector[None], query.k, query.threshold, query.columns)
+    (matches,) = index.search(
+        vector[None], query.k, query.threshold, query.filter, query.columns
+    )
     return matches
 
 

@@ -83,7 +83,7 @@ class Sink:
 
 def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
     """Write durably what `fill` writes to its sink; returns (bytes, sha256 in hex)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     staged = staging_path(path)
     try:
         with staged.open("wb") as stream:
@@ -98,6 +98,13 @@ def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
 
 
 @contextmanager
+def hashed(path: Path) -> Iterator[Sink]:
+    """Yield a sink into a file of a staged folder, which flushes it with all the others."""
+    with path.open("wb") as stream:
+        yield Sink(stream)
+
+
+@contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` that becomes `path` when the block ends well.
 
@@ -107,8 +114,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
     if occupied(path):
         raise FileExistsError(f"{path} exists")
     _clear(path)
+    make_folder(path.parent)
     staged = staging_path(path)
-    staged.mkdir(parents=True)
+    staged.mkdir()
     try:
         yield staged
         sync_tree(staged)
@@ -119,21 +127,40 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which ends with the process whatever becomes of it.
+
+    Args:
+        path: the file, made where it is missing.
+        shared: let others hold it as well that ask for it in the same way.
 
     Raises:
         BlockingIOError: when another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("ab") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError:  # a file system without locks; what it holds is still written whole
             log.debug("%s: cannot be locked there", path)
         yield
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; their names outlive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def occupied(path: Path) -> bool:

@@ -17,7 +17,7 @@ from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsMa
 from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.export import ExportConfig, export
 from clipray.exported import ExportPrecision
-from clipray.index import IndexBuildConfig, build
+from clipray.index.build import IndexBuildConfig, build
 from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import ModelSource, write_json
 from clipray.optim import OptimConfig

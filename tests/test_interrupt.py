@@ -8,7 +8,7 @@ import time
 import pytest
 
 from clipray.embeddings import EmbeddingsFolder
-from clipray.manifest import IndexFolder
+from clipray.index.manifest import IndexFolder
 from tests.drawing import write_folder
 from tests.processes import of_session, start
 

@@ -27,7 +27,8 @@ from clipray.embed import EmbedConfig, embed
 from clipray.encoder import EncoderOptions, open_encoder
 from clipray.errors import OutputError
 from clipray.evaluate import EvaluateReport, caption_recall
-from clipray.index import Index, IndexBuildConfig, build
+from clipray.index import Index
+from clipray.index.build import IndexBuildConfig, build
 from clipray.loader import LoaderConfig
 from clipray.optim import OptimConfig
 from clipray.report import Report

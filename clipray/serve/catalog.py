@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from clipray.config import Config
 from clipray.errors import NotFoundError, QueryError
-from clipray.manifest import IndexFolder, IndexManifest, Modality, ModelIdentity, ModelSource
+from clipray.index.manifest import IndexFolder, IndexManifest
+from clipray.index.table import read_columns
+from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.matches import Coverage, Matches
-from clipray.segment import read_columns
 
 Vector = NDArray[np.float32]
 
@@ -62,8 +63,7 @@ class ServedFolder(Config):
         """The newest version of an index folder."""
         folder = IndexFolder(root)
         manifest = folder.read()
-        segments = [segment for shard in manifest.shards for segment in shard.segments]
-        columns = {column for s in segments for column in read_columns(folder.segment(s.id))}
+        columns = {column for s in manifest.segments for column in read_columns(folder.segment(s.id))}
         return cls(
             name=name,
             modality=manifest.modality,

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray.config import Config
-from clipray.manifest import IndexFolder
+from clipray.index.manifest import IndexFolder
+from clipray.index.shard import Shard, Wanted, search_shards
 from clipray.matches import Matches
 from clipray.serve.catalog import ServedFolder
-from clipray.shard import Shard, merge_batches
 
 Vectors = NDArray[np.float32]
 
@@ -49,12 +49,10 @@ class ShardGroup:
         self._versions = {folder.slot: folder.version for folder in spec.folders}
 
     def search(
-        self, slot: str, queries: Vectors, k: int, columns: Sequence[str]
+        self, slot: str, queries: Vectors, wanted: Wanted
     ) -> tuple[list[Matches], int]:
-        """The best `k` rows for each (m, dim) float32 unit vector, and the version."""
-        found = [shard.search(queries, k, None, columns) for shard in self._shards[slot]]
-        merged = merge_batches(found, k) if found else [Matches()] * len(queries)
-        return merged, self._versions[slot]
+        """The best rows for each (m, dim) float32 unit vector, and the version."""
+        return search_shards(self._shards[slot], queries, wanted), self._versions[slot]
 
     def find(self, slot: str, key: str) -> Vectors | None:
         """The vector of a key, if it is here."""
@@ -68,5 +66,6 @@ class ShardGroup:
 
 
 def _open(folder: ServedFolder, numbers: Sequence[int]) -> list[Shard]:
-    records = folder.read().shards
-    return [Shard.open(IndexFolder(folder.root), records[number]) for number in numbers]
+    manifest = folder.read()
+    index = IndexFolder(folder.root)
+    return [Shard.open(index, manifest.shards[number], manifest.settings) for number in numbers]

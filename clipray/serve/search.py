@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from clipray import images, uri
 from clipray.errors import InputError, NotFoundError, QueryError, UnavailableError
-from clipray.index import require_columns, unit_queries
+from clipray.index.reader import require_columns, unit_queries
+from clipray.index.shard import Wanted
 from clipray.matches import Coverage, Matches
 from clipray.query import Query, Term, combine
 from clipray.samples import Location
@@ -38,13 +39,12 @@ class _Ask:
     """One query as the groups see it; those with equal `where` share a call."""
 
     folder: ServedFolder
-    k: int
-    columns: tuple[str, ...]
+    wanted: Wanted
     vector: Vector
 
     @property
-    def where(self) -> tuple[str, int, tuple[str, ...]]:
-        return self.folder.slot, self.k, self.columns
+    def where(self) -> str:
+        return f"{self.folder.slot} {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,10 @@ class Search:
         began = time.perf_counter()
         folder = self.catalog.find(query.index, query.modality)
         require_columns(query.columns, set(folder.columns))
+        wanted = Wanted(query.k, filter=query.filter, columns=query.columns)
         vector = await self._vector(query.terms, folder.name)
         encoded = time.perf_counter()
-        answer: _Answer = await self._coalesced(_Ask(folder, query.k, query.columns, vector))
+        answer: _Answer = await self._coalesced(_Ask(folder, wanted, vector))
         _require_enough(answer.coverage, query)
         ended = time.perf_counter()
         seconds = {"encode": encoded - began, "search": ended - encoded, "total": ended - began}
@@ -157,9 +158,9 @@ class Search:
         return [answers[place] for place in range(len(asks))]
 
     async def _fan_out(self, asks: Sequence[_Ask]) -> list[_Answer]:
-        slot, k, columns = asks[0].where
+        slot, wanted = asks[0].folder.slot, asks[0].wanted
         queries = np.stack([ask.vector for ask in asks])
-        calls = [group.search.remote(slot, queries, k, columns) for group in self._groups]
+        calls = [group.search.remote(slot, queries, wanted) for group in self._groups]
         waited = [asyncio.wait_for(call, DEADLINE_S) for call in calls]
         replies = await asyncio.gather(*waited, return_exceptions=True)
         found: list[list[Matches]] = []
@@ -171,7 +172,7 @@ class Search:
             else:
                 found.append(reply[0])
         coverage = asks[0].folder.coverage(missing)
-        merged = (Matches.merge([part[i] for part in found], k) for i in range(len(asks)))
+        merged = (Matches.merge([part[i] for part in found], wanted.k) for i in range(len(asks)))
         return [_Answer(matches, coverage) for matches in merged]
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError, InputError, OutputError, QueryError
-from clipray.index import Index, IndexBuildConfig, build
-from clipray.manifest import IndexFolder
-from clipray.shard import row_id
+from clipray.index import Index
+from clipray.index.build import IndexBuildConfig, build
+from clipray.index.manifest import IndexFolder
+from clipray.index.table import row_id
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

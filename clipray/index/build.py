@@ -1,0 +1,113 @@
+"""`clipray index build`: a new index, its shards built by Ray tasks.
+
+Run again after it was killed, a build goes on with the shards that are finished.
+"""
+
+import logging
+from pathlib import Path
+
+from pydantic import Field
+
+from clipray import cluster, storage
+from clipray.config import to_yaml
+from clipray.embeddings import Parts
+from clipray.errors import OutputError
+from clipray.index.construct import IndexOptions, construct
+from clipray.index.manifest import IndexFolder
+from clipray.index.tasks import RayTasks
+from clipray.index.tuning import tuned
+from clipray.manifest import Modality
+from clipray.report import DONE, DONE_WITH_REJECTS, Report
+
+log = logging.getLogger(__name__)
+
+
+class IndexBuildConfig(IndexOptions):
+    """Build an index over an embeddings folder."""
+
+    embeddings: Path = Field(description="folder that `clipray embed` wrote")
+    index: Path = Field(description="index folder to write; must not hold an index yet")
+    modality: Modality | None = Field(
+        None, description="image or text; by default images where there are any"
+    )
+
+
+class BuildReport(Report):
+    """What a build made.
+
+    Attributes:
+        index: the index folder.
+        version: the committed version.
+        why: why this method.
+        rows: rows of all shards.
+        rejected: rows left out, by reason.
+    """
+
+    index: Path
+    version: int
+    modality: Modality
+    method: str
+    why: str
+    shards: int
+    rows: int
+    rejected: dict[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every row is in the index, else 3."""
+        return DONE_WITH_REJECTS if self.rejected else DONE
+
+    def summary(self) -> str:
+        """One line, one about the method, and one for each reason."""
+        made = f"{self.rows} {self.modality} rows, {self.method}, {self.shards} shards"
+        lines = [f"{self.index}: version {self.version}, {made}", f"method: {self.why}"]
+        lines += [f"rejected {count}: {reason}" for reason, count in sorted(self.rejected.items())]
+        return "\n".join(lines)
+
+
+def build(config: IndexBuildConfig) -> BuildReport:
+    """Build all shards and commit version 1.
+
+    Raises:
+        InputError: no embeddings, none of that modality, or no usable row.
+        OutputError: the index folder is not empty.
+        ConfigError: an unusable method, or more shards than rows.
+    """
+    parts = Parts.open(config.embeddings.resolve(), config.modality)
+    folder = IndexFolder(config.index.resolve())
+    _require_free(folder)
+    if parts.unfinished > 0:
+        log.warning("%s: %d shards are not embedded, left out", parts.root, parts.unfinished)
+    with folder.writing(), cluster.session(cpus=1):
+        made = construct(parts, folder, config, RayTasks(folder.root, config.placement))
+        manifest = made.manifest
+        if config.method == "auto":
+            manifest = tuned(folder, manifest, config.recall, parts.root)
+        if not folder.commit(manifest):
+            raise OutputError(f"{folder.root}: another build was first; choose another folder")
+        made.ledger.clear()
+    storage.write_file(folder.root / "build.yaml", to_yaml(config).encode())
+    return BuildReport(
+        index=folder.root,
+        version=manifest.version,
+        modality=manifest.modality,
+        method=manifest.method,
+        why=manifest.why,
+        shards=len(manifest.shards),
+        rows=manifest.rows,
+        rejected=made.rejected,
+    )
+
+
+def _require_free(folder: IndexFolder) -> None:
+    versions = folder.versions()
+    if versions:
+        raise OutputError(
+            f"{folder.root}: holds an index at version {versions[-1]}; choose another, or add to "
+            "it with `clipray index append`"
+        )
+    ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
+    if folder.root.exists() and not (
+        folder.root.is_dir() and {p for p in folder.root.iterdir() if not storage.is_staging(p)} <= ours
+    ):
+        raise OutputError(f"{folder.root}: holds something that is no index; choose another folder")

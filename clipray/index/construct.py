@@ -1,0 +1,142 @@
+"""A new index: what is planned, trained and built before its first version is committed."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import ByteSize, Field
+from tqdm import tqdm
+
+from clipray.config import Config
+from clipray.embeddings import Parts
+from clipray.errors import InputError
+from clipray.index import codec as codecs
+from clipray.index.builder import PartSlice, SegmentPlan, assign_rows
+from clipray.index.feed import PartFeed, PartPiece
+from clipray.index.ledger import Ledger, build_shard
+from clipray.index.manifest import Codec, IndexFolder, IndexManifest, Placement, SearchSettings
+from clipray.index.method import FLAT, Choice, choose, default_settings, new_index
+from clipray.index.survey import Mask, PartSurvey, Selection, select, survey_part
+from clipray.index.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+class IndexOptions(Config):
+    """How an index is built."""
+
+    method: str = Field(
+        "auto", description="auto, Flat, HNSW32, IVF, or a string of Faiss's index_factory"
+    )
+    shards: int = Field(1, ge=1, description="how many shards")
+    recall: float = Field(
+        0.95, gt=0, le=1, description="recall@10 of text queries that auto chooses and tunes for"
+    )
+    memory: ByteSize | None = Field(
+        None, description="most memory that auto lets the index of one shard take, such as 4GB"
+    )
+    placement: Placement = Field(
+        "shared",
+        description="shared: all nodes see the index folder; node: each shard stays on the disk "
+        "of the node that built it",
+    )
+
+
+@dataclass(frozen=True)
+class Made:
+    """An index that is built and not yet committed."""
+
+    manifest: IndexManifest
+    ledger: Ledger
+    rejected: dict[str, int]
+
+
+def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers: Workers) -> Made:
+    """Build all shards of a new index.
+
+    Raises:
+        ConfigError: an unusable method, or more shards than rows.
+        InputError: no row can be used.
+        DamagedError: a file of the embeddings is missing or changed.
+    """
+    slices = assign_rows({number: parts.parts[number].rows for number in parts}, options.shards)
+    choice = _choose(parts, options)
+    log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(slices), choice.why)
+    ledger = Ledger.of(folder.root, parts, choice.method, options.shards)
+    surveys, selection = survey(parts, choice.method, workers)
+    if not selection.rows:
+        raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
+    codec = _codec(ledger, parts, choice.method, surveys)
+    plans = [
+        SegmentPlan(
+            feed=feed(parts, selection, mine),
+            root=folder.root,
+            dim=parts.dim,
+            method=choice.method,
+            codec=codec,
+            total_rows=parts.rows,
+        )
+        for mine in slices
+    ]
+    calls = [(ledger, number, plan) for number, plan in enumerate(plans)]
+    built = dict(tqdm(workers.run(build_shard, calls), total=len(calls), unit="shard", desc="index"))
+    manifest = IndexManifest(
+        version=1,
+        model=parts.manifest.model,
+        source=parts.manifest.source,
+        modality=parts.modality,
+        method=choice.method,
+        why=choice.why,
+        codec=codec,
+        settings=_settings(parts, choice.method),
+        placement=options.placement,
+        shards=tuple(built[number] for number in range(len(plans))),
+    )
+    return Made(manifest, ledger, selection.reasons())
+
+
+def survey(parts: Parts, method: str, workers: Workers) -> tuple[list[PartSurvey], Selection]:
+    """Look at all parts: what can enter, and vectors to train on."""
+    share = min(1.0, codecs.training_rows(method, parts.dim, parts.rows) / parts.rows)
+    calls = [(parts.only([number]), number, share) for number in parts]
+    surveys = [found for _, found in workers.run(survey_part, calls)]
+    return surveys, select(surveys)
+
+
+def feed(parts: Parts, selection: Selection, slices: Iterable[PartSlice]) -> PartFeed:
+    """The selected rows of some slices."""
+    pieces = [PartPiece(piece.part, _within(selection.keep[piece.part], piece)) for piece in slices]
+    return PartFeed(parts.only(piece.part for piece in pieces), tuple(pieces))
+
+
+def _within(keep: Mask, piece: PartSlice) -> Mask:
+    mine = np.zeros(len(keep), bool)
+    mine[piece.start : piece.stop] = keep[piece.start : piece.stop]
+    return mine
+
+
+def _choose(parts: Parts, options: IndexOptions) -> Choice:
+    if options.method != "auto":
+        return Choice(options.method, "asked for")
+    return choose(parts.dim, parts.rows, options.shards, options.memory, options.recall)
+
+
+def _codec(
+    ledger: Ledger, parts: Parts, method: str, surveys: Iterable[PartSurvey]
+) -> Codec | None:
+    if not codecs.training_rows(method, parts.dim, parts.rows):
+        return None
+    codec = ledger.codec()
+    if codec is None:
+        ordered = sorted(surveys, key=lambda survey: survey.part)
+        sample = np.concatenate([survey.sample for survey in ordered]).astype(np.float32)
+        codec = codecs.train(ledger.folder, method, parts.rows, sample)
+        ledger.keep_codec(codec)
+    return codec
+
+
+def _settings(parts: Parts, method: str) -> SearchSettings:
+    if method == FLAT:
+        return SearchSettings()
+    return default_settings(new_index(method, parts.dim, parts.rows))

@@ -1,0 +1,169 @@
+"""One version of an index, opened in this process."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipray import filters
+from clipray.errors import DamagedError, NotFoundError, QueryError
+from clipray.index.manifest import IndexFolder, IndexManifest, SearchSettings
+from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.matches import Coverage, Matches
+
+log = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+
+
+class Index:
+    """One version of an index; later versions do not change what it answers.
+
+    Args:
+        manifest: of the version.
+        shards: open shards by number; one that is missing could not be opened.
+    """
+
+    def __init__(self, manifest: IndexManifest, shards: Mapping[int, Shard]) -> None:
+        self.manifest = manifest
+        self._shards = dict(shards)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | Path,
+        version: int | None = None,
+        *,
+        verify: bool = True,
+        partial: bool = False,
+    ) -> Self:
+        """Open a version, the newest by default.
+
+        Vectors and rows are mapped, not read, so opening costs little but for the checksums.
+
+        Args:
+            uri: the index folder.
+            version: its number.
+            verify: compare all files with their checksums, which reads them once.
+            partial: leave damaged shards out; `coverage` tells which.
+
+        Raises:
+            InputError: no such index or version.
+            DamagedError: naming the file that is missing, cut or changed.
+        """
+        folder = IndexFolder(Path(uri))
+        manifest = folder.read(version)
+        shards: dict[int, Shard] = {}
+        for number, record in enumerate(manifest.shards):
+            try:
+                shards[number] = Shard.open(folder, record, manifest.settings, verify=verify)
+            except DamagedError as error:
+                if not partial:
+                    raise
+                log.warning("shard %d is left out: %s", number, error)
+        if not shards:
+            raise DamagedError(f"{folder.root}: none of its {len(manifest.shards)} shards is whole")
+        return cls(manifest, shards)
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self._shards.values())
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the index is searched."""
+        total = len(self.manifest.shards)
+        missing = tuple(sorted(set(range(total)) - set(self._shards)))
+        return Coverage(total, len(self._shards), len(self), self.manifest.rows, missing)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The open shards."""
+        return tuple(self._shards.values())
+
+    def tuned(self, settings: SearchSettings) -> None:
+        """Look this hard from now on, where the search is approximate."""
+        for shard in self.shards:
+            shard.tuned(settings)
+
+    def find(self, key: str) -> Vectors:
+        """The (dim,) float32 vector of a key.
+
+        Raises:
+            NotFoundError: when no row has it.
+        """
+        found = (shard.find(key) for shard in self.shards)
+        vector = next((vector for vector in found if vector is not None), None)
+        if vector is None:
+            raise NotFoundError(f"key '{key}': no row of the index has it")
+        return vector
+
+    def search(
+        self,
+        queries: Vectors,
+        k: int = 10,
+        threshold: float | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002  the name that it has everywhere
+        columns: Sequence[str] = (),
+        *,
+        vectors: bool = False,
+        exact: bool = False,
+    ) -> list[Matches]:
+        """Find the best `k` rows for each query.
+
+        Args:
+            queries: (m, dim) float32; scaled to unit length here.
+            k: at most this many matches each.
+            threshold: smallest cosine that is kept.
+            filter: which rows count, by their metadata: `{"width": {"$gte": 256}}`.
+            columns: metadata to return; see `columns`.
+            vectors: return the rows' vectors as well, (dim,) float32.
+            exact: scan all rows, whatever the method.
+
+        Raises:
+            QueryError: a wrong shape, dimension, filter or column, or a vector that points nowhere.
+        """
+        units = unit_queries(queries, self.manifest.model.dim)
+        require_columns(columns, self.columns)
+        checked = check_filter(filter)
+        if k < 1:
+            raise QueryError(f"k: {k} matches asked for; give at least 1")
+        wanted = Wanted(k, threshold, checked, tuple(columns), vectors, exact)
+        return search_shards(self.shards, units, wanted)
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of the metadata columns."""
+        return {name for shard in self.shards for name in shard.columns}
+
+    def column(self, name: str) -> dict[str, Any]:
+        """One metadata column of all rows, by key."""
+        return {key: value for shard in self.shards for key, value in shard.column(name)}
+
+
+def unit_queries(queries: NDArray[np.floating[Any]], dim: int) -> Vectors:
+    """Check (m, dim) vectors and scale them to unit length, as float32."""
+    wide = np.asarray(queries, dtype=np.float64)
+    if wide.ndim != 2 or wide.shape[1] != dim:
+        raise QueryError(f"query of shape {wide.shape}: the index holds {dim} dimensions")
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    if not np.isfinite(norms).all() or (norms < 1e-6).any():
+        raise QueryError("a query vector is zero or not finite; it points nowhere")
+    return np.ascontiguousarray(wide / norms, dtype=np.float32)
+
+
+def check_filter(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Refuse what is no metadata filter."""
+    try:
+        return None if tree is None else filters.check(tree)
+    except ValueError as error:
+        raise QueryError(f"filter: {error}") from None
+
+
+def require_columns(wanted: Iterable[str], known: set[str]) -> None:
+    """Refuse columns that no row has."""
+    unknown = sorted(set(wanted) - known - {"caption"})
+    if unknown:
+        raise QueryError(f"no column {', '.join(unknown)}; there are {', '.join(sorted(known))}")

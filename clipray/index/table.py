@@ -1,0 +1,118 @@
+"""The rows of a segment: ids, keys and metadata, mapped from the disk.
+
+Row i of the table belongs to vector i. Opening reads only what names the columns; a row is found
+by its id with a binary search.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+from numpy.typing import NDArray
+
+from clipray.errors import DamagedError
+from clipray.masks import row_mask
+
+ROWS_FILE = "rows.arrow"
+IDS_FILE = "ids.npy"
+
+OWN_COLUMNS = ("id", "key")
+
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def row_id(key: str) -> int:
+    """63-bit id of a key: the same in every build, shard and version."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def row_ids(keys: Iterable[str]) -> Rows:
+    """Ids of many keys, int64."""
+    return np.fromiter((row_id(key) for key in keys), np.int64)
+
+
+def read_columns(folder: Path) -> list[str]:
+    """Names of the metadata columns of a segment on disk."""
+    with pa.memory_map(str(folder / ROWS_FILE)) as source:
+        return [name for name in pa.ipc.open_file(source).schema.names if name not in OWN_COLUMNS]
+
+
+class RowTable:
+    """The rows of one segment.
+
+    Attributes:
+        ids: (rows,) int64, mapped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        both = np.load(folder / IDS_FILE, mmap_mode="r", allow_pickle=False)
+        if both.ndim != 2 or len(both) != 2 or both.dtype != np.int64:
+            raise DamagedError(f"{folder / IDS_FILE}: has shape {both.shape} of {both.dtype}")
+        # Plain arrays over the same mapping: indexing a memmap costs ten times as much.
+        self.ids, self._order = (np.asarray(row) for row in both)
+        with pa.memory_map(str(folder / ROWS_FILE)) as source:
+            self._rows: pa.Table = pa.ipc.open_file(source).read_all()
+        if self._rows.num_rows != len(self.ids):
+            raise DamagedError(f"{folder}: {IDS_FILE} and {ROWS_FILE} have not the same rows")
+        self._batches = [batch for batch in self._rows.to_batches() if batch.num_rows]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches]).tolist()
+        self._cells: dict[str, list[pa.Array]] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of all columns."""
+        return self._rows.schema
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the metadata columns."""
+        return [name for name in self._rows.column_names if name not in OWN_COLUMNS]
+
+    def column(self, name: str, allowed: Mask | None = None) -> Iterator[tuple[str, Any]]:
+        """Key and value of one column, row by row; nothing where there is no such column."""
+        if name in self._rows.column_names:
+            table = self._rows.select(["key", name])
+            table = table if allowed is None else table.filter(pa.array(allowed))
+            for batch in table.to_batches():
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def find(self, ids: Rows) -> Rows:
+        """The row of each id, -1 where there is none."""
+        if not len(self.ids):
+            return np.full(len(ids), -1, np.int64)
+        places = np.searchsorted(self.ids, ids, sorter=self._order)
+        rows = self._order[np.minimum(places, len(self.ids) - 1)]
+        return np.where(self.ids[rows] == ids, rows, -1)
+
+    def row(self, row: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Key and columns of a row, all by default; those that are not here are left out."""
+        number = bisect_right(self._ends, row)
+        place = row - (self._ends[number] - self._batches[number].num_rows)
+        wanted = self._rows.column_names if columns is None else ("key", *columns)
+        known = ((name, self._column(name)) for name in wanted)
+        return {name: cells[number][place].as_py() for name, cells in known if cells}
+
+    def _column(self, name: str) -> list[pa.Array]:
+        cells = self._cells.get(name)
+        if cells is None:  # a batch wraps a column anew each time that it is asked
+            known = name in self._rows.column_names
+            cells = [batch.column(name) for batch in self._batches] if known else []
+            self._cells[name] = cells
+        return cells
+
+    def mask(self, tree: Mapping[str, Any]) -> Mask:
+        """(rows,) bool: which rows pass a metadata filter."""
+        return np.asarray(row_mask(tree, self._rows))
+
+    def block(self, start: int, count: int) -> pa.Table:
+        """Some rows that follow each other."""
+        return self._rows.slice(start, count)

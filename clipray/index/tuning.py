@@ -1,0 +1,270 @@
+"""How hard an approximate index has to look, measured against exact search.
+
+Recall is measured for two kinds of query: image-like ones, which are rows of the index that must
+find the others, and text-like ones. Those are vectors of the other tower where the embeddings have
+them; otherwise rows moved by one common direction, which is how CLIP's texts lie beside its images
+(the modality gap; Liang et al. 2022, arXiv:2203.02053).
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clipray.embeddings import Parts
+from clipray.errors import InputError
+from clipray.index.manifest import (
+    CurvePoint,
+    IndexFolder,
+    IndexManifest,
+    SearchSettings,
+    ShardRecord,
+    Tuning,
+)
+from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.matches import Matches
+
+log = logging.getLogger(__name__)
+
+K = 10
+QUERIES = 256  # of each kind
+MEASURED_ROWS = 2_000_000  # so many are enough; the other shards are like them
+GAP = 1.06  # length of the common direction, in lengths of a row
+RESCORE = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 45, 70, 100)
+NO_GAIN = 0.002  # of recall: reaching further does not help any more
+EF_SEARCH = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries of one kind and what exact search finds for them.
+
+    Attributes:
+        vectors: (m, dim) float32 unit vectors.
+        own: id of the row that a query is, which does not count as found; None for a text.
+        truth: the best rows by exact search.
+    """
+
+    vectors: Vectors
+    own: tuple[int | None, ...]
+    truth: tuple[Matches, ...]
+
+    def recall(self, shards: tuple[Shard, ...]) -> tuple[float, float]:
+        """Mean recall@10 and its standard error."""
+        found = _best(shards, self.vectors, self.own)
+        each = [some.recall(truth) for some, truth in zip(found, self.truth, strict=True)]
+        return float(np.mean(each)), float(np.std(each) / max(1, len(each)) ** 0.5)
+
+
+def tuned(
+    folder: IndexFolder, manifest: IndexManifest, target: float, embeddings: Path | None = None
+) -> IndexManifest:
+    """The manifest with the cheapest settings that reach a recall@10.
+
+    Args:
+        folder: of the index; the files of the manifest are there.
+        manifest: committed or not.
+        target: recall@10 that every kind of query must reach.
+        embeddings: where to find vectors of the other tower.
+
+    Raises:
+        InputError: embeddings of another model.
+        DamagedError: a file that is missing or changed.
+    """
+    records = _some_shards(manifest)
+    opened = tuple(Shard.open(folder, shard, manifest.settings, verify=False) for shard in records)
+    steps = _steps(opened)
+    if steps is None:
+        log.info("%s: every row is looked at, so there is nothing to tune", manifest.method)
+        return manifest
+    rng = np.random.default_rng(0)
+    kinds = {"image": _rows_as_queries(opened, rng)}
+    kinds["text"] = _texts(opened, manifest, embeddings, rng)
+    curve = list(_staircase(opened, kinds, steps, target))
+    reached = [point for point in curve if point.ms is not None]
+    best = min(reached, key=lambda point: point.ms or 0.0) if reached else curve[-1]
+    if not reached:
+        log.warning("recall %.3f was not reached; %s gives %s", target, best.settings, best.recall)
+    tuning = Tuning(
+        target=target,
+        reached=bool(reached),
+        rows=sum(record.rows for record in records),
+        queries={kind: len(queries.own) for kind, queries in kinds.items()},
+        curve=tuple(curve),
+    )
+    return manifest.model_copy(update={"settings": best.settings, "tuning": tuning})
+
+
+def _staircase(
+    shards: tuple[Shard, ...],
+    kinds: Mapping[str, Queries],
+    steps: tuple[list[SearchSettings], ...],
+    target: float,
+) -> Iterator[CurvePoint]:
+    """Walk along the edge where the target is just reached; the points on it are timed.
+
+    Recall grows with both settings, so from a point that reaches it only a smaller `rescore` is
+    interesting, and from one that does not only a larger reach, as long as that helps.
+    """
+    depth, before = len(steps[0]) - 1, 0.0
+    for row in tqdm(steps, desc="tune", unit="reach"):
+        edge, best = None, 0.0
+        while depth >= 0:
+            point, enough = _measured(shards, kinds, row[depth], target)
+            best = min(point.recall.values())
+            if not enough:
+                yield point
+                break
+            edge, depth = point, depth - 1
+        if edge is not None:
+            yield edge.model_copy(update={"ms": _cost(shards, kinds["text"], edge.settings)})
+        elif best - before < NO_GAIN and depth < len(row) - 1:
+            return
+        if depth < 0:
+            return
+        before = best
+
+
+def _measured(
+    shards: tuple[Shard, ...], kinds: Mapping[str, Queries], settings: SearchSettings, target: float
+) -> tuple[CurvePoint, bool]:
+    _set(shards, settings)
+    measured = {kind: queries.recall(shards) for kind, queries in kinds.items()}
+    enough = all(mean - error >= target for mean, error in measured.values())
+    recall = {kind: round(mean, 4) for kind, (mean, _) in measured.items()}
+    return CurvePoint(settings=settings, recall=recall), enough
+
+
+def _cost(shards: tuple[Shard, ...], queries: Queries, settings: SearchSettings) -> float:
+    """CPU milliseconds of one query, searched alone."""
+    _set(shards, settings)
+    began = time.process_time()
+    for vector in queries.vectors:
+        search_shards(shards, vector[None], Wanted(K))
+    return 1e3 * (time.process_time() - began) / len(queries.vectors)
+
+
+def _set(shards: tuple[Shard, ...], settings: SearchSettings) -> None:
+    for shard in shards:
+        shard.tuned(settings)
+
+
+def _steps(shards: tuple[Shard, ...]) -> tuple[list[SearchSettings], ...] | None:
+    """Settings in a grid: rows reach further, within a row more is rescored."""
+    found = (segment.approximate for shard in shards for segment in shard.segments)
+    first = next((approximate for approximate in found if approximate is not None), None)
+    if first is None:
+        return None
+    rescore = (1,) if first.settings.rescore == 1 else RESCORE
+    if first.lists:
+        reaches = [{"nprobe": n} for n in _doubling(first.lists)]
+    elif first.is_graph:
+        reaches = [{"ef_search": ef} for ef in EF_SEARCH]
+    else:
+        reaches = [{}]
+    return tuple([SearchSettings(**reach, rescore=r) for r in rescore] for reach in reaches)
+
+
+def _doubling(lists: int) -> list[int]:
+    steps = [1]
+    while steps[-1] < lists:
+        steps.append(min(lists, max(steps[-1] + 1, round(steps[-1] * 1.5))))
+    return steps
+
+
+def _some_shards(manifest: IndexManifest) -> list[ShardRecord]:
+    chosen: list[ShardRecord] = []
+    for shard in manifest.shards:
+        if chosen and sum(record.rows for record in chosen) + shard.rows > MEASURED_ROWS:
+            break
+        chosen.append(shard)
+    return chosen
+
+
+def _rows_as_queries(shards: tuple[Shard, ...], rng: np.random.Generator) -> Queries:
+    vectors, ids = _drawn_rows(shards, rng)
+    return _with_truth(shards, vectors, tuple(ids))
+
+
+def _texts(
+    shards: tuple[Shard, ...],
+    manifest: IndexManifest,
+    embeddings: Path | None,
+    rng: np.random.Generator,
+) -> Queries:
+    vectors = _other_tower(manifest, embeddings, rng) if embeddings else None
+    if vectors is None:
+        vectors = _moved(_drawn_rows(shards, rng)[0], rng)
+    return _with_truth(shards, vectors, (None,) * len(vectors))
+
+
+def _other_tower(
+    manifest: IndexManifest, embeddings: Path, rng: np.random.Generator
+) -> Vectors | None:
+    other = "text" if manifest.modality == "image" else "image"
+    try:
+        parts = Parts.open(embeddings, other)
+    except InputError:
+        log.info("%s: has no %s vectors; rows moved by a gap stand for them", embeddings, other)
+        return None
+    manifest.model.require(parts.manifest.model, f"{embeddings}: the model")
+    number = list(parts)[rng.integers(len(parts))]
+    vectors = parts.vectors(number).astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1)
+    usable = vectors[np.abs(norms - 1) < 0.01]
+    picked = rng.permutation(len(usable))[:QUERIES]
+    return _unit(usable[picked]) if len(picked) else None
+
+
+def _moved(vectors: Vectors, rng: np.random.Generator) -> Vectors:
+    dim = vectors.shape[1]
+    noise = _unit(rng.normal(size=vectors.shape))
+    gap = GAP * _unit(rng.normal(size=(1, dim)))
+    return _unit(vectors + noise + gap)
+
+
+def _drawn_rows(
+    shards: tuple[Shard, ...], rng: np.random.Generator
+) -> tuple[Vectors, list[int]]:
+    segments = [segment for shard in shards for segment in shard.segments if len(segment)]
+    total = sum(len(segment) for segment in segments)
+    drawn: list[Vectors] = []
+    ids: list[int] = []
+    for segment in segments:
+        rows = segment.live_rows()
+        count = min(len(rows), max(1, round(QUERIES * len(rows) / total)))
+        picked = np.sort(rng.choice(rows, count, replace=False))
+        drawn.append(segment.vectors[picked].astype(np.float32))
+        ids += segment.table.ids[picked].tolist()
+    return _unit(np.concatenate(drawn)), ids
+
+
+def _with_truth(
+    shards: tuple[Shard, ...], vectors: Vectors, own: tuple[int | None, ...]
+) -> Queries:
+    return Queries(vectors, own, tuple(_best(shards, vectors, own, exact=True)))
+
+
+def _best(
+    shards: tuple[Shard, ...],
+    vectors: Vectors,
+    own: tuple[int | None, ...],
+    *,
+    exact: bool = False,
+) -> list[Matches]:
+    found = search_shards(shards, vectors, Wanted(K + 1, exact=exact))
+    return [
+        Matches(tuple(match for match in matches if match.id != mine)[:K])
+        for matches, mine in zip(found, own, strict=True)
+    ]
+
+
+def _unit(vectors: NDArray[np.floating]) -> Vectors:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
