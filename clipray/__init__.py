@@ -12,8 +12,8 @@ Floors, imports only go down:
 3. `builder`, `part`, `trainer`, `account`; `encoder`, `loader`, `shard`, `prepare`, `rows`;
    `torch_encoder`, `onnx_encoder`, `onnx_graph`
 2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`
-1. `sources`, `shards`, `samples`, `exported`, `pixels`; `manifest`, `images`, `texts`, `augment`,
-   `tar`, `parquet`, `filters`, `report`, `metrics`, `tally`
+1. `sources`, `shards`, `samples`, `masks`, `exported`, `pixels`; `manifest`, `images`, `texts`,
+   `augment`, `tar`, `parquet`, `filters`, `report`, `metrics`, `tally`
 0. `config`, `matches`, `storage`, `uri`, `errors`
 """
 

@@ -29,6 +29,26 @@ def accepts(tree: Mapping[str, Any], row: Row) -> bool:
     return all(_accepts_part(name, wanted, row) for name, wanted in tree.items())
 
 
+def passes(value: Any, wanted: Any) -> bool:
+    """Whether one value passes what a filter wants of its column."""
+    tests = tests_of(wanted).items()
+    return all(_OPERATORS[operator](value, operand) for operator, operand in tests)
+
+
+def tests_of(wanted: Any) -> Mapping[str, Any]:
+    """Operator → operand, for what a filter wants of one column."""
+    return wanted if isinstance(wanted, dict) else {"$eq": wanted}
+
+
+def kind_of(value: Any) -> type | None:
+    """`bool`, `float` for every number, `str`; None for what compares with nothing."""
+    if isinstance(value, bool):
+        return bool
+    if isinstance(value, int | float):
+        return float if value == value else None  # noqa: PLR0124  NaN is like nothing
+    return str if isinstance(value, str) else None
+
+
 def check(tree: Any, depth: int = 0) -> dict[str, Any]:
     """Refuse what is no filter.
 
@@ -68,8 +88,7 @@ def _accepts_part(name: str, wanted: Any, row: Row) -> bool:
         return any(accepts(part, row) for part in wanted)
     if name == "$not":
         return not accepts(wanted, row)
-    tests = wanted if isinstance(wanted, dict) else {"$eq": wanted}
-    return all(_OPERATORS[operator](row.get(name), operand) for operator, operand in tests.items())
+    return passes(row.get(name), wanted)
 
 
 def _check_combining(name: str, wanted: Any, depth: int) -> None:
@@ -83,9 +102,7 @@ def _check_combining(name: str, wanted: Any, depth: int) -> None:
 
 
 def _check_column(name: str, wanted: Any) -> None:
-    if not isinstance(wanted, dict):
-        wanted = {"$eq": wanted}
-    for operator, operand in wanted.items():
+    for operator, operand in tests_of(wanted).items():
         expected = _OPERANDS.get(operator)
         if expected is None:
             raise ValueError(f"{name}: {_unknown(operator, _OPERATORS)}")
@@ -100,18 +117,10 @@ def _unknown(operator: Any, known: Any) -> str:
     return f"unknown operator {operator!r:.80}, {hint}"
 
 
-def _kind(value: Any) -> type | None:
-    if isinstance(value, bool):
-        return bool
-    if isinstance(value, int | float):
-        return float if value == value else None  # noqa: PLR0124  NaN is like nothing
-    return str if isinstance(value, str) else None
-
-
 def _compares(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def test(value: Any, operand: Any) -> bool:
-        kind = _kind(value)
-        return kind is not None and kind is _kind(operand) and compare(value, operand)
+        kind = kind_of(value)
+        return kind is not None and kind is kind_of(operand) and compare(value, operand)
 
     return test
 
@@ -119,7 +128,8 @@ def _compares(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
 def _equals(value: Any, operand: Any) -> bool:
     if operand is None:
         return value is None
-    return _kind(value) is not None and _kind(value) is _kind(operand) and bool(value == operand)
+    kind = kind_of(value)
+    return kind is not None and kind is kind_of(operand) and bool(value == operand)
 
 
 def _is_in(value: Any, operands: list[Any]) -> bool:
