@@ -46,7 +46,6 @@ class FileRecord(Config):
         if storage.sha256_file(path) != self.sha256:
             raise DamagedError(f"{path}: its sha256 is not the one of its manifest; it was changed")
 
-
     def require(self, path: Path) -> None:
         """Compare the size alone, which reads nothing.
 

@@ -106,9 +106,7 @@ def open_for(index: Index, config: SearchConfig) -> Encoder:
 def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
     """Answer one query from one index."""
     vector = query_vector(query.terms, encoder, index.find)
-    (matches,) = index.search(
-        vector[None], query.k, query.threshold, query.filter, query.columns
-    )
+    (matches,) = index.search(vector[None], query.k, query.threshold, query.filter, query.columns)
     return matches
 
 

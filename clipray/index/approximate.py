@@ -49,9 +49,7 @@ class Approximate:
         """Whether it is an HNSW index."""
         return self._graph is not None
 
-    def search(
-        self, queries: Vectors, k: int, allowed: Mask | None, count: int
-    ) -> list[Ranked]:
+    def search(self, queries: Vectors, k: int, allowed: Mask | None, count: int) -> list[Ranked]:
         """The best `k` of the `count` allowed rows for each of the (m, dim) float32 vectors."""
         total = len(self._exact.ids)
         depth, effort = -(-(k + SPARE) * total // count), 1

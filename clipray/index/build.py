@@ -107,7 +107,7 @@ def _require_free(folder: IndexFolder) -> None:
             "it with `clipray index append`"
         )
     ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
-    if folder.root.exists() and not (
-        folder.root.is_dir() and {p for p in folder.root.iterdir() if not storage.is_staging(p)} <= ours
-    ):
+    root = folder.root
+    others = [path for path in root.iterdir() if path not in ours] if root.is_dir() else [root]
+    if root.exists() and not all(map(storage.is_staging, others)):
         raise OutputError(f"{folder.root}: holds something that is no index; choose another folder")

@@ -80,7 +80,9 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         for mine in slices
     ]
     calls = [(ledger, number, plan) for number, plan in enumerate(plans)]
-    built = dict(tqdm(workers.run(build_shard, calls), total=len(calls), unit="shard", desc="index"))
+    built = dict(
+        tqdm(workers.run(build_shard, calls), total=len(calls), unit="shard", desc="index")
+    )
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipray.errors import DamagedError
 from clipray.index.manifest import IndexFolder, SearchSettings, SegmentRecord, ShardRecord
 from clipray.index.segment import Hit, Segment, read_bitmap
-from clipray.index.table import row_id
+from clipray.index.table import OWN_COLUMNS, row_id
 from clipray.matches import Match, Matches
 
 Vectors = NDArray[np.float32]
@@ -113,8 +113,11 @@ def search_shards(shards: Sequence[Shard], queries: Vectors, wanted: Wanted) -> 
     found = [shard.search(queries, wanted) for shard in shards]
     if not found:
         return [Matches()] * len(queries)
+    columns = [name for name in wanted.columns if name not in OWN_COLUMNS]
     merged = (matches.above(wanted.threshold) for matches in merge_batches(found, wanted.k))
-    return [Matches(tuple(_filled(hit, wanted) for hit in hits)) for hits in merged]
+    return [
+        Matches(tuple(_filled(hit, columns, wanted.vectors) for hit in hits)) for hits in merged
+    ]
 
 
 def merge_batches(found: Sequence[Sequence[Matches]], k: int) -> list[Matches]:
@@ -124,12 +127,12 @@ def merge_batches(found: Sequence[Sequence[Matches]], k: int) -> list[Matches]:
     return [Matches.merge(parts, k) for parts in zip(*found, strict=True)]
 
 
-def _filled(hit: Match, wanted: Wanted) -> Match:
+def _filled(hit: Match, names: Sequence[str], vectors: bool) -> Match:
     """The match with its key, columns and vector."""
     if not isinstance(hit, Hit) or hit.segment is None:
         return hit
-    columns = hit.segment.table.row(hit.row, wanted.columns)
-    vector = hit.segment.vectors[hit.row].astype(np.float32) if wanted.vectors else None
+    columns = hit.segment.table.row(hit.row, names)
+    vector = hit.segment.vectors[hit.row].astype(np.float32) if vectors else None
     return Match(hit.id, columns.pop("key"), hit.score, columns, vector)
 
 
@@ -143,7 +146,6 @@ def _open(
         dead = read_bitmap(folder.deletions / record.deletions.name, record.rows)
     segment = Segment(folder.segment(record.id), dead, settings)
     if len(segment) != record.live:
-        raise DamagedError(
-            f"{folder.segment(record.id)}: {len(segment)} live rows, its manifest says {record.live}"
-        )
+        told = f"{len(segment)} live rows, its manifest says {record.live}"
+        raise DamagedError(f"{folder.segment(record.id)}: {told}")
     return segment

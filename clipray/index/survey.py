@@ -93,9 +93,7 @@ def select(surveys: Iterable[PartSurvey]) -> Selection:
     entering = np.zeros(len(ids), bool)
     entering[places[first]] = True
     ends = np.cumsum([len(survey.ids) for survey in ordered])
-    keep = dict(
-        zip((s.part for s in ordered), np.split(entering, ends[:-1]), strict=True)
-    )
+    keep = dict(zip((s.part for s in ordered), np.split(entering, ends[:-1]), strict=True))
     return Selection(keep, {survey.part: _reasons(survey, keep[survey.part]) for survey in ordered})
 
 

@@ -230,9 +230,7 @@ def _moved(vectors: Vectors, rng: np.random.Generator) -> Vectors:
     return _unit(vectors + noise + gap)
 
 
-def _drawn_rows(
-    shards: tuple[Shard, ...], rng: np.random.Generator
-) -> tuple[Vectors, list[int]]:
+def _drawn_rows(shards: tuple[Shard, ...], rng: np.random.Generator) -> tuple[Vectors, list[int]]:
     segments = [segment for shard in shards for segment in shard.segments if len(segment)]
     total = sum(len(segment) for segment in segments)
     drawn: list[Vectors] = []

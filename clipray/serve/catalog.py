@@ -63,7 +63,8 @@ class ServedFolder(Config):
         """The newest version of an index folder."""
         folder = IndexFolder(root)
         manifest = folder.read()
-        columns = {column for s in manifest.segments for column in read_columns(folder.segment(s.id))}
+        opened = (folder.segment(segment.id) for segment in manifest.segments)
+        columns = {column for path in opened for column in read_columns(path)}
         return cls(
             name=name,
             modality=manifest.modality,

@@ -48,9 +48,7 @@ class ShardGroup:
         self._shards = {f.slot: _open(f, spec.shards[f.slot]) for f in spec.folders}
         self._versions = {folder.slot: folder.version for folder in spec.folders}
 
-    def search(
-        self, slot: str, queries: Vectors, wanted: Wanted
-    ) -> tuple[list[Matches], int]:
+    def search(self, slot: str, queries: Vectors, wanted: Wanted) -> tuple[list[Matches], int]:
         """The best rows for each (m, dim) float32 unit vector, and the version."""
         return search_shards(self._shards[slot], queries, wanted), self._versions[slot]
 
