@@ -49,6 +49,33 @@ COMMANDS = {
     "index build": Command(
         "clipray.index.build", "IndexBuildConfig", "build", "embeddings → searchable index"
     ),
+    "index append": Command(
+        "clipray.index.append", "IndexAppendConfig", "append", "add rows, replacing equal keys"
+    ),
+    "index remove": Command(
+        "clipray.index.remove", "IndexRemoveConfig", "remove", "remove rows by key, id or filter"
+    ),
+    "index compact": Command(
+        "clipray.index.compact",
+        "IndexCompactConfig",
+        "compact",
+        "drop dead rows, or cut shards anew",
+    ),
+    "index info": Command(
+        "clipray.index.inspection", "IndexInfoConfig", "info", "what an index is"
+    ),
+    "index verify": Command(
+        "clipray.index.inspection", "IndexVerifyConfig", "verify", "compare all checksums"
+    ),
+    "index rollback": Command(
+        "clipray.index.history", "IndexRollbackConfig", "rollback", "make an old version the newest"
+    ),
+    "index gc": Command(
+        "clipray.index.history", "IndexGcConfig", "gc", "delete old versions and unneeded files"
+    ),
+    "index tune": Command(
+        "clipray.index.tune", "IndexTuneConfig", "tune", "settings for a recall, measured"
+    ),
     "search": Command("clipray.search", "SearchConfig", "search", "query an index in process"),
     "serve": Command(
         "clipray.serve.app", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
@@ -138,7 +165,8 @@ def _no_command(given: Sequence[str]) -> int:
         parser.print_help(sys.stderr)
         return 2
     if given[0] == "index" and len(given) > 1 and not given[1].startswith("-"):
-        parser.error(f"'index {given[1]}' is no command; there is: index build")
+        known = ", ".join(name for name in COMMANDS if name.startswith("index "))
+        parser.error(f"'index {given[1]}' is no command; there are: {known}")
     parser.parse_args(given)
     return 2
 

@@ -79,7 +79,7 @@ def build(config: IndexBuildConfig) -> BuildReport:
     if parts.unfinished > 0:
         log.warning("%s: %d shards are not embedded, left out", parts.root, parts.unfinished)
     with folder.writing(), cluster.session(cpus=1):
-        made = construct(parts, folder, config, RayTasks(folder.root, config.placement))
+        made = construct(parts, folder, config, RayTasks(folder, config.placement))
         manifest = made.manifest
         if config.method == "auto":
             manifest = tuned(folder, manifest, config.recall, parts.root)

@@ -32,7 +32,6 @@ class SegmentPlan:
 
     Attributes:
         feed: its rows.
-        root: of the index folder.
         dim: length of a vector.
         method: as for `method.new_index`.
         codec: the trained quantizer; None for a method that needs none.
@@ -40,14 +39,13 @@ class SegmentPlan:
     """
 
     feed: Feed
-    root: Path
     dim: int
     method: str
     codec: Codec | None
     total_rows: int
 
 
-def build_segment(plan: SegmentPlan) -> SegmentRecord | None:
+def build_segment(root: Path, plan: SegmentPlan) -> SegmentRecord | None:
     """Build a segment, read it back, and publish it; None where there is no row.
 
     Raises:
@@ -56,14 +54,14 @@ def build_segment(plan: SegmentPlan) -> SegmentRecord | None:
     rows = plan.feed.rows
     if not rows:
         return None
-    folder = IndexFolder(plan.root)
+    folder = IndexFolder(root)
     index = empty_index(folder, plan.codec, plan.method, plan.dim, plan.total_rows)
     segment_id = uuid.uuid4().hex
     with storage.staged_folder(folder.segment(segment_id)) as staged:
-        with SegmentWriter(staged, rows, plan.dim, plan.feed.schema, index) as writer:
-            with filling(index):
-                for vectors, table in plan.feed.chunks():
-                    writer.add(vectors, table)
+        schema = plan.feed.schema(folder)
+        with SegmentWriter(staged, rows, plan.dim, schema, index) as writer, filling(index):
+            for vectors, table in plan.feed.chunks(folder):
+                writer.add(vectors, table)
         for name, file in writer.files.items():
             file.verify(staged / name)
     return SegmentRecord(id=segment_id, rows=rows, files=writer.files)

@@ -64,14 +64,13 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
     choice = _choose(parts, options)
     log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(slices), choice.why)
     ledger = Ledger.of(folder.root, parts, choice.method, options.shards)
-    surveys, selection = survey(parts, choice.method, workers)
+    surveys, selection = survey(folder, parts, choice.method, workers)
     if not selection.rows:
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
     codec = _codec(ledger, parts, choice.method, surveys)
     plans = [
         SegmentPlan(
             feed=feed(parts, selection, mine),
-            root=folder.root,
             dim=parts.dim,
             method=choice.method,
             codec=codec,
@@ -79,10 +78,9 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         )
         for mine in slices
     ]
-    calls = [(ledger, number, plan) for number, plan in enumerate(plans)]
-    built = dict(
-        tqdm(workers.run(build_shard, calls), total=len(calls), unit="shard", desc="index")
-    )
+    calls = [(folder.root, ledger.fingerprint, *planned) for planned in enumerate(plans)]
+    running = workers.run(build_shard, calls)
+    built = dict(tqdm(running, total=len(calls), unit="shard", desc="index"))
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,
@@ -98,10 +96,12 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
     return Made(manifest, ledger, selection.reasons())
 
 
-def survey(parts: Parts, method: str, workers: Workers) -> tuple[list[PartSurvey], Selection]:
+def survey(
+    folder: IndexFolder, parts: Parts, method: str, workers: Workers
+) -> tuple[list[PartSurvey], Selection]:
     """Look at all parts: what can enter, and vectors to train on."""
     share = min(1.0, codecs.training_rows(method, parts.dim, parts.rows) / parts.rows)
-    calls = [(parts.only([number]), number, share) for number in parts]
+    calls = [(folder.root, parts.only([number]), number, share) for number in parts]
     surveys = [found for _, found in workers.run(survey_part, calls)]
     return surveys, select(surveys)
 

@@ -6,8 +6,6 @@ while they come; at no time is more than one part or block of rows in memory.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipray.embeddings import KEY_COLUMN, Parts
+from clipray.index.deletions import dead_rows
 from clipray.index.manifest import IndexFolder, SegmentRecord
 from clipray.index.table import RowTable, row_ids
 from clipray.index.writer import VECTORS_FILE
@@ -33,12 +32,11 @@ class Feed(Protocol):
     def rows(self) -> int:
         """How many will come."""
 
-    @property
-    def schema(self) -> pa.Schema:
+    def schema(self, folder: IndexFolder) -> pa.Schema:
         """Of every chunk's rows; begins with `id` and `key`."""
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The rows, in order."""
+    def chunks(self, folder: IndexFolder) -> Iterator[Chunk]:
+        """The rows, in order; `folder` is the index where it is read."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,18 @@ class PartFeed:
         """How many will come."""
         return sum(int(piece.keep.sum()) for piece in self.pieces)
 
-    @cached_property
-    def schema(self) -> pa.Schema:
+    def schema(self, folder: IndexFolder) -> pa.Schema:
         """Of all parts together."""
+        del folder
         return common_schema(_named(self.parts.schema(piece.part)) for piece in self.pieces)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, folder: IndexFolder) -> Iterator[Chunk]:
         """One a part.
 
         Raises:
             DamagedError: when a file of a part is missing or changed.
         """
+        schema = self.schema(folder)
         for piece in self.pieces:
             if not piece.keep.any():
                 continue
@@ -79,53 +78,56 @@ class PartFeed:
             keys = table.column(KEY_COLUMN).to_pylist()
             named = table.rename_columns(_column_names(table.column_names))
             named = named.add_column(0, "id", pa.array(row_ids(keys)))
-            yield self.parts.vectors(piece.part)[piece.keep], conform(named, self.schema)
+            yield self.parts.vectors(piece.part)[piece.keep], conform(named, schema)
 
 
 @dataclass(frozen=True)
 class SegmentPiece:
-    """Some rows of one segment: those that `keep`, (rows,) bool, selects."""
+    """The live rows `first` to `last` of one segment, as they were in a version."""
 
     segment: SegmentRecord
-    keep: Mask
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return self.last - self.first
 
 
 @dataclass(frozen=True)
 class SegmentFeed:
     """Rows of older segments, which stay as they are."""
 
-    root: Path
     pieces: tuple[SegmentPiece, ...]
 
     @property
     def rows(self) -> int:
         """How many will come."""
-        return sum(int(piece.keep.sum()) for piece in self.pieces)
+        return sum(piece.rows for piece in self.pieces)
 
-    @cached_property
-    def schema(self) -> pa.Schema:
+    def schema(self, folder: IndexFolder) -> pa.Schema:
         """Of all segments together."""
-        return common_schema(RowTable(self._folder(piece)).schema for piece in self.pieces)
+        tables = (RowTable(folder.segment(piece.segment.id)) for piece in self.pieces)
+        return common_schema(table.schema for table in tables)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, folder: IndexFolder) -> Iterator[Chunk]:
         """A block of rows at a time.
 
         Raises:
             DamagedError: when a file of a segment is missing or changed.
         """
+        schema = self.schema(folder)
         for piece in self.pieces:
-            for path, file in IndexFolder(self.root).files(piece.segment):
+            for path, file in folder.files(piece.segment):
                 file.verify(path)
-            vectors = np.load(self._folder(piece) / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-            table = RowTable(self._folder(piece))
-            for start in range(0, len(piece.keep), BLOCK_ROWS):
-                keep = piece.keep[start : start + BLOCK_ROWS]
-                if keep.any():
-                    rows = table.block(start, len(keep)).filter(pa.array(keep))
-                    yield vectors[start : start + len(keep)][keep], conform(rows, self.schema)
-
-    def _folder(self, piece: SegmentPiece) -> Path:
-        return IndexFolder(self.root).segment(piece.segment.id)
+            home = folder.segment(piece.segment.id)
+            vectors = np.load(home / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+            table = RowTable(home)
+            live = np.flatnonzero(~dead_rows(folder, piece.segment))[piece.first : piece.last]
+            for start in range(0, len(live), BLOCK_ROWS):
+                rows = live[start : start + BLOCK_ROWS]
+                yield np.asarray(vectors[rows]), conform(table.take(rows), schema)
 
 
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:

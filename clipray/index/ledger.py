@@ -29,7 +29,7 @@ class Ledger:
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
-        self.folder = IndexFolder(root)
+        self.folder, self.fingerprint = IndexFolder(root), fingerprint
         self._own = self.folder.building / fingerprint
 
     @classmethod
@@ -63,7 +63,7 @@ class Ledger:
         path = self._own / f"shard_{number:05d}.json"
         built = self._whole(path)
         if built is None:
-            built = Entry(segment=build_segment(plan))
+            built = Entry(segment=build_segment(self.folder.root, plan))
             write_json(path, built)
         return ShardRecord(segments=(built.segment,) if built.segment else ())
 
@@ -81,6 +81,6 @@ class Ledger:
         return entry
 
 
-def build_shard(ledger: Ledger, number: int, plan: SegmentPlan) -> ShardRecord:
+def build_shard(root: Path, fingerprint: str, number: int, plan: SegmentPlan) -> ShardRecord:
     """`Ledger.shard`, as a function that workers can run."""
-    return ledger.shard(number, plan)
+    return Ledger(root, fingerprint).shard(number, plan)

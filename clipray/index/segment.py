@@ -13,7 +13,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from clipray.errors import DamagedError
 from clipray.index.approximate import Approximate
@@ -39,18 +38,6 @@ def read_faiss(path: Path) -> Any:
         return faiss.read_index(str(path), READ_FLAGS)
     except RuntimeError as error:
         raise DamagedError(f"{path}: Faiss cannot read it ({str(error)[-200:]})") from None
-
-
-def read_bitmap(path: Path, rows: int) -> Mask:
-    """Which rows of a segment are dead.
-
-    Raises:
-        DamagedError: when it is not of this many rows.
-    """
-    bits = np.load(path, allow_pickle=False)
-    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),):
-        raise DamagedError(f"{path}: no bitmap of {rows} rows")
-    return np.unpackbits(bits, count=rows).astype(bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +145,3 @@ class Segment:
         if index.ntotal != len(self.table):
             raise DamagedError(f"{path}: has {index.ntotal} rows, the segment {len(self.table)}")
         return Approximate(index, self._exact, settings)
-
-
-def write_bitmap(sink: Any, dead: NDArray[np.bool_]) -> None:
-    """Write which rows are dead, one bit a row."""
-    np.save(sink, np.packbits(dead))

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray.errors import DamagedError
+from clipray.index.deletions import dead_rows
 from clipray.index.manifest import IndexFolder, SearchSettings, SegmentRecord, ShardRecord
-from clipray.index.segment import Hit, Segment, read_bitmap
+from clipray.index.segment import Hit, Segment
 from clipray.index.table import OWN_COLUMNS, row_id
 from clipray.matches import Match, Matches
 
@@ -62,7 +63,7 @@ class Shard:
         Raises:
             DamagedError: naming the file that is missing, cut or changed.
         """
-        return cls([_open(folder, segment, settings, verify) for segment in record.segments])
+        return cls([_open(folder, segment, settings, verify=verify) for segment in record.segments])
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -116,7 +117,8 @@ def search_shards(shards: Sequence[Shard], queries: Vectors, wanted: Wanted) -> 
     columns = [name for name in wanted.columns if name not in OWN_COLUMNS]
     merged = (matches.above(wanted.threshold) for matches in merge_batches(found, wanted.k))
     return [
-        Matches(tuple(_filled(hit, columns, wanted.vectors) for hit in hits)) for hits in merged
+        Matches(tuple(_filled(hit, columns, vectors=wanted.vectors) for hit in hits))
+        for hits in merged
     ]
 
 
@@ -127,7 +129,7 @@ def merge_batches(found: Sequence[Sequence[Matches]], k: int) -> list[Matches]:
     return [Matches.merge(parts, k) for parts in zip(*found, strict=True)]
 
 
-def _filled(hit: Match, names: Sequence[str], vectors: bool) -> Match:
+def _filled(hit: Match, names: Sequence[str], *, vectors: bool) -> Match:
     """The match with its key, columns and vector."""
     if not isinstance(hit, Hit) or hit.segment is None:
         return hit
@@ -137,13 +139,11 @@ def _filled(hit: Match, names: Sequence[str], vectors: bool) -> Match:
 
 
 def _open(
-    folder: IndexFolder, record: SegmentRecord, settings: SearchSettings | None, verify: bool
+    folder: IndexFolder, record: SegmentRecord, settings: SearchSettings | None, *, verify: bool
 ) -> Segment:
     for path, file in folder.files(record):
         file.verify(path) if verify else file.require(path)
-    dead = None
-    if record.deletions:
-        dead = read_bitmap(folder.deletions / record.deletions.name, record.rows)
+    dead = dead_rows(folder, record) if record.deletions else None
     segment = Segment(folder.segment(record.id), dead, settings)
     if len(segment) != record.live:
         told = f"{len(segment)} live rows, its manifest says {record.live}"

@@ -6,6 +6,7 @@ counted with its reason. A part is looked at alone, so parts can be surveyed any
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,15 @@ class Selection:
         return total
 
 
-def survey_part(parts: Parts, number: int, share: float) -> PartSurvey:
+def survey_part(root: Path, parts: Parts, number: int, share: float) -> PartSurvey:
     """Look at all rows of a part, and take a share of its vectors along.
+
+    `root`, of the index, is not read: calls to workers begin with it.
 
     Raises:
         DamagedError: when a file of the part is missing or changed.
     """
+    del root
     vectors = parts.vectors(number)
     norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
     usable = np.asarray(np.abs(norms - 1) <= NORM_TOLERANCE)  # False for NaN

@@ -113,6 +113,9 @@ class RowTable:
         """(rows,) bool: which rows pass a metadata filter."""
         return np.asarray(row_mask(tree, self._rows))
 
-    def block(self, start: int, count: int) -> pa.Table:
-        """Some rows that follow each other."""
-        return self._rows.slice(start, count)
+    def take(self, rows: Rows) -> pa.Table:
+        """Some rows, given by their numbers in ascending order."""
+        if not len(rows):
+            return self._rows.slice(0, 0)
+        first, last = int(rows[0]), int(rows[-1])
+        return self._rows.slice(first, last - first + 1).take(pa.array(rows - first))

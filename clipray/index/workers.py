@@ -19,7 +19,7 @@ class Workers(Protocol):
 
         Args:
             function: importable by its name.
-            calls: its arguments.
+            calls: its arguments; the first is the root of the index folder.
             on: name of the node that each call must run on; None for any.
         """
 

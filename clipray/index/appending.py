@@ -1,0 +1,116 @@
+"""Adding rows to an index: new segments, and an end to the older rows with the same keys.
+
+The new segments are small next to the index, so adding costs what the new rows cost. A row whose
+vector cannot be used leaves the older one with its key alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clipray.embeddings import Parts
+from clipray.errors import InputError, MismatchError
+from clipray.index.builder import SegmentPlan, assign_rows, build_segment
+from clipray.index.construct import feed, survey
+from clipray.index.deletions import Doomed, mark_shard
+from clipray.index.manifest import IndexFolder, IndexManifest, SegmentRecord, ShardRecord
+from clipray.index.method import EXACT_UP_TO, FLAT
+from clipray.index.survey import PartSurvey, Selection
+from clipray.index.workers import Workers
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append did.
+
+    Attributes:
+        manifest: the committed version.
+        rows: that came.
+        replaced: how many of them took the place of an older row.
+        rejected: rows left out, by reason.
+    """
+
+    manifest: IndexManifest
+    rows: int
+    replaced: int
+    rejected: dict[str, int]
+
+
+def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appended:
+    """Add the rows of all parts, in one version.
+
+    Raises:
+        MismatchError: embeddings of another model or modality.
+        InputError: no row can be used.
+        DamagedError: a file that is missing or changed.
+    """
+    base = folder.read()
+    _require_same(base, parts, folder)
+    surveys, selection = survey(folder, parts, FLAT, workers)
+    if not selection.rows:
+        raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
+    built = _build(folder, base, parts, selection, workers)
+    ids = _ids(surveys, selection)
+    replaced = 0
+
+    def on_top(newest: IndexManifest) -> IndexManifest:
+        nonlocal replaced
+        marked = mark(folder, newest, Doomed(ids=ids), workers)
+        replaced = sum(len(found) for _, found in marked)
+        shards = [shard for shard, _ in marked]
+        for number, segment in built.items():
+            held = shards[number % len(shards)]
+            segments = (*held.segments, segment)
+            shards[number % len(shards)] = held.model_copy(update={"segments": segments})
+        return newest.next("append", shards=tuple(shards))
+
+    manifest = folder.amend(on_top)
+    return Appended(manifest, len(ids), replaced, selection.reasons())
+
+
+def mark(
+    folder: IndexFolder, manifest: IndexManifest, doomed: Doomed, workers: Workers
+) -> list[tuple[ShardRecord, NDArray[np.int64]]]:
+    """Every shard with the doomed rows marked, and the ids of those that were live."""
+    calls = [(folder.root, shard, doomed) for shard in manifest.shards]
+    done = dict(workers.run(mark_shard, calls, [shard.node for shard in manifest.shards]))
+    return [(done[number].shard, done[number].ids) for number in range(len(calls))]
+
+
+def _require_same(base: IndexManifest, parts: Parts, folder: IndexFolder) -> None:
+    base.model.require(parts.manifest.model, f"{parts.root}: the model")
+    if parts.modality != base.modality:
+        raise MismatchError(
+            f"{parts.root}: {parts.modality} vectors, but {folder.root} holds {base.modality} ones"
+        )
+
+
+def _build(
+    folder: IndexFolder, base: IndexManifest, parts: Parts, selection: Selection, workers: Workers
+) -> dict[int, SegmentRecord]:
+    """New segments by the number of the shard they go to."""
+    rows = {number: parts.parts[number].rows for number in parts}
+    few = selection.rows <= EXACT_UP_TO
+    count = 1 if few else min(len(base.shards), selection.rows)
+    order = sorted(range(len(base.shards)), key=lambda number: base.shards[number].rows)[:count]
+    plans = [
+        SegmentPlan(
+            feed=feed(parts, selection, slices),
+            dim=parts.dim,
+            method=FLAT if few else base.method,
+            codec=None if few else base.codec,
+            total_rows=max(base.rows, 1),
+        )
+        for slices in assign_rows(rows, count)
+    ]
+    nodes = [base.shards[number].node for number in order]
+    running = workers.run(build_segment, [(folder.root, plan) for plan in plans], nodes)
+    built = dict(tqdm(running, total=len(plans), unit="segment", desc="append"))
+    return {order[n]: segment for n, segment in built.items() if segment is not None}
+
+
+def _ids(surveys: Sequence[PartSurvey], selection: Selection) -> NDArray[np.int64]:
+    return np.concatenate([survey.ids[selection.keep[survey.part]] for survey in surveys])
