@@ -199,7 +199,7 @@ class IndexFolder:
         Raises:
             OutputError: when another writer took that version number.
         """
-        self.manifests.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.manifests)
         storage.sync_folder(self.root)
         tree = manifest.model_dump(mode="json")
         data = _encode(tree | {"checksum": _checksum(tree)})
@@ -241,7 +241,7 @@ def read_json(kind: type[ManifestT], path: Path) -> ManifestT:
 
 def write_json(path: Path, manifest: Config) -> None:
     """Write a manifest durably, replacing what stood there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.write_file(path, _encode(manifest.model_dump(mode="json")))
 
 

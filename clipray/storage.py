@@ -83,7 +83,7 @@ class Sink:
 
 def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
     """Write durably what `fill` writes to its sink; returns (bytes, sha256 in hex)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     staged = staging_path(path)
     try:
         with staged.open("wb") as stream:
@@ -107,8 +107,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
     if occupied(path):
         raise FileExistsError(f"{path} exists")
     _clear(path)
+    make_folder(path.parent)
     staged = staging_path(path)
-    staged.mkdir(parents=True)
+    staged.mkdir()
     try:
         yield staged
         sync_tree(staged)
@@ -125,7 +126,7 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: when another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,6 +158,14 @@ def sha256_file(path: Path) -> str:
     """Checksum of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and the folders above it, durably, where they are missing."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def sync_tree(folder: Path) -> None:
