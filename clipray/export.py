@@ -105,7 +105,7 @@ def export(config: ExportConfig) -> ExportReport:
     source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
     model = clip.load(source)
     identity = model.identity()
-    config.output.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(config.output.parent)
     with storage.staged_folder(config.output) as staged:
         folder = ExportedFolder(staged)
         made = {

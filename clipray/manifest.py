@@ -145,7 +145,7 @@ def read_json(kind: type[ManifestT], path: Path) -> ManifestT:
 
 def write_json(path: Path, manifest: Config) -> None:
     """Write a manifest durably, replacing what stood there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(path.parent)
     storage.write_file(path, encode_json(manifest.model_dump(mode="json")))
 
 

@@ -137,7 +137,7 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     Raises:
         BlockingIOError: when another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("ab") as stream:
         try:
@@ -147,15 +147,6 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
         except OSError:  # a file system without locks; what it holds is still written whole
             log.debug("%s: cannot be locked there", path)
         yield
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it; their names outlive a power cut."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -184,6 +175,14 @@ def sha256_file(path: Path) -> str:
     """Checksum of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and the folders above it, durably, where they are missing."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def sync_tree(folder: Path) -> None:

@@ -92,7 +92,7 @@ def train(config: TrainConfig) -> TrainReport:
     # A wrong plan or model is told here and not by a worker.
     plan = Plan(len(entries), config.loader.batch_size, config.seed, world=config.workers)
     clip.create(source, config.seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(output.parent)
     with _run_folder(output) as run, cluster.session(cpus=config.workers * config.cpus_per_worker):
         steps = plan.steps * config.epochs
         with followed(run / METRICS_FILE, steps, config.loader.batch_size):

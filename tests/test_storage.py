@@ -12,6 +12,7 @@ from clipray import storage
 from clipray.storage import (
     create_file,
     is_staging,
+    make_folder,
     occupied,
     sha256_file,
     staged_folder,
@@ -19,6 +20,7 @@ from clipray.storage import (
     stream_file,
     write_file,
 )
+from tests.crashes import lost_states
 
 
 @pytest.fixture
@@ -101,6 +103,26 @@ def test_a_folder_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert (path / "sub" / "file").read_bytes() == b"x"
     assert list(path.parent.iterdir()) == [path]
+
+
+def _publish_file(path):
+    stream_file(path, lambda sink: sink.write(b"x"))
+
+
+def _publish_folder(path):
+    with staged_folder(path):
+        pass
+
+
+@pytest.mark.parametrize("publish", [_publish_file, _publish_folder, make_folder])
+def test_what_is_published_in_new_folders_outlives_a_power_cut(tmp_path, publish):
+    place = "new/deep/name"
+    (tmp_path / "empty").mkdir()
+    states = lost_states(lambda root: publish(root / place), tmp_path / "empty", tmp_path / "lost")
+    found = [(state.acknowledged, (state.folder / place).exists()) for state in states]
+    assert (False, False) in found
+    assert (True, True) in found
+    assert (True, False) not in found
 
 
 def test_a_block_that_fails_leaves_no_folder(tmp_path):

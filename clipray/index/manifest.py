@@ -207,6 +207,7 @@ class IndexFolder:
         """
         self._require_files(manifest.segments if manifest.placement == "shared" else ())
         storage.make_folder(self.manifests)
+        storage.sync_folder(self.root)
         tree = manifest.model_dump(mode="json")
         data = encode_json(tree | {"checksum": _checksum(tree)})
         return storage.create_file(self.version_file(manifest.version), data)
