@@ -148,7 +148,7 @@ def unit_queries(queries: NDArray[np.floating[Any]], dim: int) -> Vectors:
     wide = np.asarray(queries, dtype=np.float64)
     if wide.ndim != 2 or wide.shape[1] != dim:
         raise QueryError(f"query of shape {wide.shape}: the index holds {dim} dimensions")
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
     if not np.isfinite(norms).all() or (norms < 1e-6).any():
         raise QueryError("a query vector is zero or not finite; it points nowhere")
     return np.ascontiguousarray(wide / norms, dtype=np.float32)
