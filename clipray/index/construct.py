@@ -12,13 +12,14 @@ from clipray.config import Config
 from clipray.embeddings import Parts
 from clipray.errors import InputError
 from clipray.index import codec as codecs
-from clipray.index.builder import PartSlice, SegmentPlan, assign_rows
+from clipray.index.builder import PartSlice, SegmentPlan
 from clipray.index.feed import PartFeed, PartPiece
 from clipray.index.ledger import Ledger, build_shard
 from clipray.index.manifest import Codec, IndexFolder, IndexManifest, Placement, SearchSettings
 from clipray.index.method import FLAT, Choice, choose, default_settings, new_index
+from clipray.index.placing import Placed, place
 from clipray.index.survey import Mask, PartSurvey, Selection, select, survey_part
-from clipray.index.workers import Workers
+from clipray.index.workers import Workers, in_order
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +57,17 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
     """Build all shards of a new index.
 
     Raises:
-        ConfigError: an unusable method, or more shards than rows.
+        ConfigError: an unusable method, or a number of shards that cannot be had.
         InputError: no row can be used.
         DamagedError: a file of the embeddings is missing or changed.
     """
-    slices = assign_rows({number: parts.parts[number].rows for number in parts}, options.shards)
+    placed = place(parts, workers)
+    parts = placed.parts
+    shards = placed.shards(options.shards)
     choice = _choose(parts, options)
-    log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(slices), choice.why)
+    log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(shards), choice.why)
     ledger = Ledger.of(folder.root, parts, choice.method, options.shards)
-    surveys, selection = survey(folder, parts, choice.method, workers)
+    surveys, selection = survey(placed, choice.method, workers)
     if not selection.rows:
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
     codec = _codec(ledger, parts, choice.method, surveys)
@@ -76,11 +79,12 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
             codec=codec,
             total_rows=parts.rows,
         )
-        for mine in slices
+        for _, mine in shards
     ]
-    calls = [(folder.root, ledger.fingerprint, *planned) for planned in enumerate(plans)]
-    running = workers.run(build_shard, calls)
-    built = dict(tqdm(running, total=len(calls), unit="shard", desc="index"))
+    calls = [(ledger.fingerprint, *planned) for planned in enumerate(plans)]
+    running = workers.run(build_shard, calls, [node for node, _ in shards])
+    built = in_order(tqdm(running, total=len(calls), unit="shard", desc="index"))
+    held = options.placement == "node"
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,
@@ -91,18 +95,20 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         codec=codec,
         settings=_settings(parts, choice.method),
         placement=options.placement,
-        shards=tuple(built[number] for number in range(len(plans))),
+        shards=tuple(
+            done.result.model_copy(update={"node": done.node if held else None}) for done in built
+        ),
     )
     return Made(manifest, ledger, selection.reasons())
 
 
-def survey(
-    folder: IndexFolder, parts: Parts, method: str, workers: Workers
-) -> tuple[list[PartSurvey], Selection]:
+def survey(placed: Placed, method: str, workers: Workers) -> tuple[list[PartSurvey], Selection]:
     """Look at all parts: what can enter, and vectors to train on."""
+    parts = placed.parts
     share = min(1.0, codecs.training_rows(method, parts.dim, parts.rows) / parts.rows)
-    calls = [(folder.root, parts.only([number]), number, share) for number in parts]
-    surveys = [found for _, found in workers.run(survey_part, calls)]
+    calls = [(parts.only([number]), number, share) for number in parts]
+    done = workers.run(survey_part, calls, [placed.home[number] for number in parts])
+    surveys = [each.result for each in done]
     return surveys, select(surveys)
 
 

@@ -37,9 +37,9 @@ def all_damage(
             manifest.codec.file.verify(folder.codecs / manifest.codec.name)
         except DamagedError as error:
             found[-1] = [f"{error} (searching goes on without it, appending does not)"]
-    calls = [(folder.root, shard) for shard in manifest.shards]
+    calls = [(shard,) for shard in manifest.shards]
     read = workers.run(damage_of, calls, [shard.node for shard in manifest.shards])
-    found |= {number: lines for number, lines in read if lines}
+    found |= {each.call: each.result for each in read if each.result}
     return dict(sorted(found.items()))
 
 
@@ -60,7 +60,7 @@ def roll_back(folder: IndexFolder, version: int) -> IndexManifest:
     raise OutputError(f"{folder.root}: {COMMIT_TRIES} times another writer was first; try later")
 
 
-def collect_garbage(folder: IndexFolder, keep: int) -> int:
+def collect_garbage(folder: IndexFolder, keep: int, workers: Workers) -> int:
     """Delete all but the newest `keep` versions and what they do not need; returns bytes freed.
 
     Raises:
@@ -74,7 +74,8 @@ def collect_garbage(folder: IndexFolder, keep: int) -> int:
         with storage.locked(folder.lock):
             kept = [folder.read(version) for version in folder.versions()[-keep:]]
             freed = _drop_versions(folder, kept)
-            return freed + sweep(folder.root, sorted(_names(kept)))
+            swept = workers.everywhere(sweep, (sorted(_names(kept)),))
+            return freed + sum(swept.values())
     except BlockingIOError:
         raise OutputError(
             f"{folder.root}: a writer is at work; try again when it is done"
@@ -117,7 +118,8 @@ def _kept_in(folder: IndexFolder) -> Iterator[Path]:
     for parent in (folder.segments, folder.deletions, folder.codecs):
         yield from sorted(parent.iterdir()) if parent.is_dir() else ()
     for parent in (folder.manifests, folder.root):
-        yield from (path for path in parent.iterdir() if _is_rest(path) and path != folder.lock)
+        rests = parent.iterdir() if parent.is_dir() else ()
+        yield from (path for path in rests if _is_rest(path) and path != folder.lock)
 
 
 def _is_rest(path: Path) -> bool:

@@ -45,7 +45,7 @@ class SegmentWriter:
             pa.ipc.new_file(pa.PythonFile(self._table, mode="w"), schema)
         )
         header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(self._vectors, header)
+        np.lib.format.write_array_header_1_0(self._vectors, header)  # type: ignore[arg-type]
         self.files: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class SegmentWriter:
         """Append unit vectors, (n, dim) float16, and their rows."""
         if self._index is not None:
             self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        self._vectors.write(np.ascontiguousarray(vectors, dtype="<f2"))
+        self._vectors.write(np.ascontiguousarray(vectors, dtype="<f2").data)
         self._ids.append(rows.column("id").to_numpy())
         for batch in rows.combine_chunks().to_batches():
             self._batches.write_batch(batch)

@@ -32,7 +32,7 @@ def build(root):
     folder = IndexFolder(root / "deep" / "index")
     options = IndexOptions(method="IVF2,Flat", shards=2)
     with folder.writing():
-        made = construct(Parts.open(root / "first"), folder, options, Here())
+        made = construct(Parts.open(root / "first"), folder, options, Here(folder.root))
         assert folder.commit(made.manifest)
         made.ledger.clear()
 
@@ -44,19 +44,19 @@ def append(root):
 def remove(root):
     folder = IndexFolder(root / "deep" / "index")
     with folder.writing():
-        remove_rows(folder, Doomed(ids=row_ids(["a/1", "a/9", "nobody"])), Here())
+        remove_rows(folder, Doomed(ids=row_ids(["a/1", "a/9", "nobody"])), Here(folder.root))
 
 
 def squeeze(root):
     folder = IndexFolder(root / "deep" / "index")
     with folder.writing():
-        compact(folder, Here())
+        compact(folder, Here(folder.root))
 
 
 def recut(root):
     folder = IndexFolder(root / "deep" / "index")
     with folder.writing():
-        compact(folder, Here(), shards=3)
+        compact(folder, Here(folder.root), shards=3)
 
 
 def append_without_fsync(root):
@@ -77,7 +77,7 @@ def append_in_place(root):
 def _append(root, name):
     folder = IndexFolder(root / "deep" / "index")
     with folder.writing():
-        append_parts(folder, Parts.open(root / name), Here())
+        append_parts(folder, Parts.open(root / name), Here(folder.root))
 
 
 def content(root):

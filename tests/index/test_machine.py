@@ -38,7 +38,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 class WhileBuilding(Here):
     """Workers during whose work something else is committed, once."""
 
-    def __init__(self, meanwhile):
+    def __init__(self, root, meanwhile):
+        super().__init__(root)
         self._meanwhile = [meanwhile]
 
     def run(self, function, calls, on=None):
@@ -67,7 +68,7 @@ class IndexIsADict(RuleBasedStateMachine):
     def new(self, keys, seed, shards):
         parts, fresh = self._embedded(keys, seed, bad=False)
         options = IndexOptions(method="Flat", shards=min(shards, len(keys)))
-        made = construct(parts, self.folder, options, Here())
+        made = construct(parts, self.folder, options, Here(self.folder.root))
         assert self.folder.commit(made.manifest)
         made.ledger.clear()
         self.rows = fresh
@@ -83,7 +84,9 @@ class IndexIsADict(RuleBasedStateMachine):
 
     @rule(even=st.booleans())
     def remove_by_filter(self, even):
-        manifest, removed = remove_rows(self.folder, Doomed(filter={"even": even}), Here())
+        manifest, removed = remove_rows(
+            self.folder, Doomed(filter={"even": even}), Here(self.folder.root)
+        )
         gone = [key for key in self.rows if _even(key) == even]
         assert sorted(removed) == sorted(row_ids(gone))
         self.rows = {key: self.rows[key] for key in self.rows if key not in gone}
@@ -91,30 +94,31 @@ class IndexIsADict(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def compact(self, full):
-        manifest = compact(self.folder, Here(), full=full)
+        manifest = compact(self.folder, Here(self.folder.root), full=full)
         assert not full or (not manifest.dead and len(manifest.segments) <= len(manifest.shards))
         self._committed(manifest)
 
     @precondition(lambda self: len(self.rows) >= 3)
     @rule(shards=st.integers(1, 3))
     def cut_anew(self, shards):
-        manifest = compact(self.folder, Here(), shards=shards)
+        manifest = compact(self.folder, Here(self.folder.root), shards=shards)
         assert len(manifest.shards) == shards
         self._committed(manifest)
 
     @rule(keys=KEYS, seed=SEEDS, removing=st.booleans())
     def compact_while_others_write(self, keys, seed, removing):
         def meanwhile():
-            self._committed(
-                self._remove(keys) if removing else self._append(keys, seed, bad=False)
-            )
+            self._committed(self._remove(keys) if removing else self._append(keys, seed, bad=False))
 
-        self._committed(compact(self.folder, WhileBuilding(meanwhile)))
+        self._committed(compact(self.folder, WhileBuilding(self.folder.root, meanwhile)))
 
     @rule(keys=KEYS, seed=SEEDS, others=KEYS)
     def append_while_others_write(self, keys, seed, others):
         parts, fresh = self._embedded(keys, seed, bad=False)
-        workers = WhileBuilding(lambda: self._committed(self._append(others, seed + 1, bad=False)))
+        workers = WhileBuilding(
+            self.folder.root,
+            lambda: self._committed(self._append(others, seed + 1, bad=False)),
+        )
         done = append_parts(self.folder, parts, workers)
         self.rows |= fresh
         self._committed(done.manifest)
@@ -128,7 +132,7 @@ class IndexIsADict(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 3))
     def collect_garbage(self, keep):
-        collect_garbage(self.folder, keep)
+        collect_garbage(self.folder, keep, Here(self.folder.root))
         kept = sorted(self.versions)[-keep:]
         assert self.folder.versions() == kept
         self.versions = {version: self.versions[version] for version in kept}
@@ -143,15 +147,17 @@ class IndexIsADict(RuleBasedStateMachine):
         parts, fresh = self._embedded(keys, seed, bad)
         if not fresh:
             with pytest.raises(InputError, match="no usable row"):
-                append_parts(self.folder, parts, Here())
+                append_parts(self.folder, parts, Here(self.folder.root))
             return self.folder.read()
-        done = append_parts(self.folder, parts, Here())
+        done = append_parts(self.folder, parts, Here(self.folder.root))
         assert (done.rows, done.replaced) == (len(fresh), len(fresh.keys() & self.rows.keys()))
         self.rows = self.rows | fresh
         return done.manifest
 
     def _remove(self, keys):
-        manifest, removed = remove_rows(self.folder, Doomed(ids=row_ids(keys)), Here())
+        manifest, removed = remove_rows(
+            self.folder, Doomed(ids=row_ids(keys)), Here(self.folder.root)
+        )
         assert len(removed) == len(set(keys) & self.rows.keys())
         self.rows = {key: self.rows[key] for key in self.rows if key not in keys}
         return manifest

@@ -15,7 +15,7 @@ from clipray.embeddings import Parts
 from clipray.index import Index
 from clipray.index.construct import IndexOptions, construct
 from clipray.index.manifest import IndexFolder
-from clipray.index.tuning import tuned
+from clipray.index.tuning import tune
 from clipray.index.workers import Here
 
 
@@ -50,7 +50,7 @@ class Contestant:
 
     def build(self):
         options = IndexOptions(method=self.method)
-        made = construct(Parts.open(self.embeddings), self.folder, options, Here())
+        made = construct(Parts.open(self.embeddings), self.folder, options, Here(self.folder.root))
         self.manifest = made.manifest
         assert self.folder.commit(made.manifest)
         self.index = Index.open(self.folder.root)
@@ -58,7 +58,7 @@ class Contestant:
 
     def tune(self, recall):
         if recall not in self.settings:
-            manifest = tuned(self.folder, self.manifest, recall)
+            manifest = tune(self.manifest, recall, Here(self.folder.root))
             self.settings[recall] = manifest.settings
             sys.stderr.write(f"{manifest.method}, recall {recall}: {manifest.settings}\n")
         self.index.tuned(self.settings[recall])
