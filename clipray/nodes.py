@@ -7,6 +7,7 @@ is needed where hostnames repeat or change, as those of containers do.
 This module does not know what the tasks do, and starts no Ray.
 """
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,11 +187,12 @@ def here() -> str:
 def local_root(root: Path) -> Path:
     """Folder of what this node itself holds of the index at `root`, an absolute path.
 
-    The same path on the disk of this node, or a folder of that name below CLIPRAY_NODE_ROOT, in
+    The same path on the disk of this node, or a folder of its own below CLIPRAY_NODE_ROOT, in
     the environment that Ray was started with here.
     """
     given = os.environ.get(ROOT_VARIABLE)
-    return Path(given) / root.name if given else root
+    digest = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    return Path(given) / f"{root.name}-{digest}" if given else root
 
 
 def _perform(function: Callable[[Argument], Result], argument: Argument) -> tuple[str, Result]:

@@ -1,7 +1,7 @@
 """A new index: what is planned, trained and built before its first version is committed."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +10,26 @@ from tqdm import tqdm
 
 from clipray.config import Config
 from clipray.embeddings import Parts
-from clipray.errors import InputError
+from clipray.errors import InputError, UnavailableError
 from clipray.index import codec as codecs
 from clipray.index.builder import PartSlice, SegmentPlan
 from clipray.index.feed import PartFeed, PartPiece
 from clipray.index.ledger import Ledger, build_shard
-from clipray.index.manifest import Codec, IndexFolder, IndexManifest, Placement, SearchSettings
+from clipray.index.manifest import (
+    Codec,
+    IndexFolder,
+    IndexManifest,
+    Placement,
+    SearchSettings,
+    ShardRecord,
+)
 from clipray.index.method import FLAT, Choice, choose, default_settings, new_index
 from clipray.index.placing import Placed, place
 from clipray.index.survey import Mask, PartSurvey, Selection, select, survey_part
-from clipray.index.workers import Workers, in_order
+from clipray.index.upkeep import missing_of
+from clipray.index.workers import Arguments, Workers
+
+TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +92,7 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         for _, mine in shards
     ]
     calls = [(ledger.fingerprint, *planned) for planned in enumerate(plans)]
-    running = workers.run(build_shard, calls, [node for node, _ in shards])
-    built = in_order(tqdm(running, total=len(calls), unit="shard", desc="index"))
-    held = options.placement == "node"
+    built = _build(calls, [node for node, _ in shards], workers, held=options.placement == "node")
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,
@@ -95,11 +103,44 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         codec=codec,
         settings=_settings(parts, choice.method),
         placement=options.placement,
-        shards=tuple(
-            done.result.model_copy(update={"node": done.node if held else None}) for done in built
-        ),
+        shards=built,
     )
     return Made(manifest, ledger, selection.reasons())
+
+
+def _build(
+    calls: Sequence[Arguments], homes: Sequence[str | None], workers: Workers, *, held: bool
+) -> tuple[ShardRecord, ...]:
+    """Build every shard; one whose node was lost, and its disk with it, is built once more.
+
+    Raises:
+        UnavailableError: nodes were lost again and again.
+    """
+    built: dict[int, ShardRecord] = {}
+    with tqdm(total=len(calls), unit="shard", desc="index") as bar:
+        for _ in range(TRIES):
+            missing = [number for number in range(len(calls)) if number not in built]
+            again, where = [calls[n] for n in missing], [homes[n] for n in missing]
+            for done in workers.run(build_shard, again, where):
+                node = done.node if held else None
+                built[missing[done.call]] = done.result.model_copy(update={"node": node})
+                bar.update()
+            lost = [number for number in built if held and not _is_there(built[number], workers)]
+            if not lost:
+                return tuple(built[number] for number in range(len(calls)))
+            for number in lost:
+                log.warning("shard %d: node %s is gone, again", number, built.pop(number).node)
+                bar.update(-1)
+    raise UnavailableError(
+        f"nodes were lost {TRIES} times while their shards were built; try again"
+    )
+
+
+def _is_there(shard: ShardRecord, workers: Workers) -> bool:
+    try:
+        return not any(done.result for done in workers.run(missing_of, [(shard,)], [shard.node]))
+    except UnavailableError:
+        return False
 
 
 def survey(placed: Placed, method: str, workers: Workers) -> tuple[list[PartSurvey], Selection]:

@@ -5,7 +5,7 @@ does a version stand whose files are gone.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,18 +13,17 @@ from clipray import storage
 from clipray.errors import DamagedError, InputError, OutputError
 from clipray.index.manifest import COMMIT_TRIES, IndexFolder, IndexManifest, ShardRecord
 from clipray.index.workers import Workers
+from clipray.manifest import FileRecord
 
 
 def damage_of(root: Path, shard: ShardRecord) -> list[str]:
     """What is wrong with the files of a shard; each line names one."""
-    folder = IndexFolder(root)
-    found = []
-    for path, record in (file for segment in shard.segments for file in folder.files(segment)):
-        try:
-            record.verify(path)
-        except DamagedError as error:
-            found.append(str(error))
-    return found
+    return _told(root, shard, FileRecord.verify)
+
+
+def missing_of(root: Path, shard: ShardRecord) -> list[str]:
+    """Files of a shard that are missing or cut; they are not read."""
+    return _told(root, shard, FileRecord.require)
 
 
 def all_damage(
@@ -75,7 +74,7 @@ def collect_garbage(folder: IndexFolder, keep: int, workers: Workers) -> int:
             kept = [folder.read(version) for version in folder.versions()[-keep:]]
             freed = _drop_versions(folder, kept)
             swept = workers.everywhere(sweep, (sorted(_names(kept)),))
-            return freed + sum(swept.values())
+            return freed + sum(map(int, swept.values()))
     except BlockingIOError:
         raise OutputError(
             f"{folder.root}: a writer is at work; try again when it is done"
@@ -91,6 +90,17 @@ def sweep(root: Path, needed: Iterable[str]) -> int:
             freed += _remove(path)
     freed += _remove(folder.building)
     return freed
+
+
+def _told(root: Path, shard: ShardRecord, check: Callable[[FileRecord, Path], None]) -> list[str]:
+    folder = IndexFolder(root)
+    found = []
+    for path, record in (file for segment in shard.segments for file in folder.files(segment)):
+        try:
+            check(record, path)
+        except DamagedError as error:
+            found.append(str(error))
+    return found
 
 
 def _names(kept: Iterable[IndexManifest]) -> Iterator[str]:

@@ -45,7 +45,7 @@ class SegmentWriter:
             pa.ipc.new_file(pa.PythonFile(self._table, mode="w"), schema)
         )
         header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
-        np.lib.format.write_array_header_1_0(self._vectors, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(self._vectors, header)
         self.files: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
