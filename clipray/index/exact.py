@@ -77,7 +77,8 @@ class ExactScan:
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
             parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        return self.view.search(queries, wanted, params=parameters)
+        scores, rows = self.view.search(queries, wanted, params=parameters)
+        return scores, rows
 
     def _multiply(self, queries: Vectors, wanted: int, allowed: Mask | None) -> tuple[Any, Any]:
         best = np.full((len(queries), wanted), -np.inf, np.float32)

@@ -27,6 +27,7 @@ from clipray.index.manifest import (
     Tuning,
 )
 from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.manifest import Modality
 from clipray.matches import Matches
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _texts(
 def _other_tower(
     manifest: IndexManifest, embeddings: Path, rng: np.random.Generator
 ) -> Vectors | None:
-    other = "text" if manifest.modality == "image" else "image"
+    other: Modality = "text" if manifest.modality == "image" else "image"
     try:
         parts = Parts.open(embeddings, other)
     except InputError:
@@ -265,4 +266,5 @@ def _best(
 
 
 def _unit(vectors: NDArray[np.floating]) -> Vectors:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / norms, dtype=np.float32)

@@ -65,7 +65,7 @@ class SegmentWriter:
         """Append unit vectors, (n, dim) float16, and their rows."""
         if self._index is not None:
             self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        self._vectors.write(np.ascontiguousarray(vectors, dtype="<f2"))
+        self._vectors.write(np.ascontiguousarray(vectors, dtype="<f2").data)
         self._ids.append(rows.column("id").to_numpy())
         for batch in rows.combine_chunks().to_batches():
             self._batches.write_batch(batch)
