@@ -55,7 +55,9 @@ def found(matches):
 def row_table(keys, ids=None, **columns):
     """Rows of a segment."""
     ids = row_ids(keys) if ids is None else ids
-    return pa.table({"id": pa.array(ids, pa.int64()), "key": pa.array(keys, pa.string()), **columns})
+    return pa.table(
+        {"id": pa.array(ids, pa.int64()), "key": pa.array(keys, pa.string()), **columns}
+    )
 
 
 def write_segment(folder, vectors, rows, method=FLAT, index=None):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import faiss
@@ -18,7 +19,7 @@ from clipray.errors import DamagedError
 from clipray.index.approximate import Approximate
 from clipray.index.exact import ExactScan, Halves, Mask, Ranked, Rows, Vectors
 from clipray.index.manifest import SearchSettings
-from clipray.index.table import RowTable
+from clipray.index.table import RowTable, mapped_array
 from clipray.index.writer import INDEX_FILE, VECTORS_FILE
 from clipray.matches import Match, Matches
 
@@ -66,7 +67,7 @@ class Segment:
         self, folder: Path, dead: Mask | None = None, settings: SearchSettings | None = None
     ) -> None:
         self.table = RowTable(folder)
-        mapped = np.load(folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        mapped = mapped_array(folder / VECTORS_FILE)
         self.vectors: Halves = np.asarray(mapped)
         if len(mapped) != len(self.table) or mapped.dtype != np.float16:
             raise DamagedError(f"{folder}: its files do not have the same rows")
@@ -76,6 +77,7 @@ class Segment:
         self._exact = ExactScan(self.vectors, self.table.ids)
         self.approximate = self._read_index(folder / INDEX_FILE, settings or SearchSettings())
         self._masks: dict[str, Mask] = {}
+        self._keeping = Lock()
 
     def __len__(self) -> int:
         return self._count
@@ -127,9 +129,10 @@ class Segment:
         if mask is None:
             mask = self.table.mask(tree)
             mask = mask if self._live is None else mask & self._live
-            while len(self._masks) >= FILTERS_KEPT:
-                self._masks.pop(next(iter(self._masks)), None)
-            self._masks[name] = mask
+            with self._keeping:
+                while len(self._masks) >= FILTERS_KEPT:
+                    self._masks.pop(next(iter(self._masks)))
+                self._masks[name] = mask
         return mask
 
     def _matches(self, found: Ranked) -> Matches:
