@@ -85,6 +85,8 @@ def new_index(method: str, dim: int, rows: int) -> Any:
         ) from None
     if isinstance(index, faiss.IndexIDMap):
         raise ConfigError(f"method '{method}': leave IDMap out, a segment keeps its ids itself")
+    if isinstance(index, faiss.IndexNSG):
+        raise ConfigError(f"method '{method}': rows cannot come in pieces; use HNSW32")
     return index
 
 

@@ -26,17 +26,33 @@ from clipray.matches import Match, Matches
 FILTERS_KEPT = 16  # masks of the filters that came last
 
 # The tables that Faiss would compute serve L2 distances alone.
-READ_FLAGS = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 Filter = Mapping[str, Any]
 
 
+def map_faiss(path: Path) -> Any:
+    """Open a Faiss index as `read_faiss` does, mapped where Faiss can do so.
+
+    Nothing may be added to it: that aborts the process.
+    """
+    return _read(path, READ_FLAGS | faiss.IO_FLAG_MMAP_IFC)
+
+
 def read_faiss(path: Path) -> Any:
-    """Read a Faiss index whose checksum has been verified; it is mapped where Faiss can do so."""
+    """Read a Faiss index whose checksum has been verified.
+
+    Raises:
+        DamagedError: when Faiss cannot read it.
+    """
+    return _read(path, READ_FLAGS)
+
+
+def _read(path: Path, flags: int) -> Any:
     # Besides what is in the file, Faiss asks for tables of at most four times the centroids.
     faiss.set_deserialization_vector_byte_limit(max(16 << 20, 8 * path.stat().st_size))
     try:
-        return faiss.read_index(str(path), READ_FLAGS)
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise DamagedError(f"{path}: Faiss cannot read it ({str(error)[-200:]})") from None
 
@@ -144,7 +160,7 @@ class Segment:
     def _read_index(self, path: Path, settings: SearchSettings) -> Approximate | None:
         if not path.exists():
             return None
-        index = read_faiss(path)
+        index = map_faiss(path)
         if index.ntotal != len(self.table):
             raise DamagedError(f"{path}: has {index.ntotal} rows, the segment {len(self.table)}")
         return Approximate(index, self._exact, settings)

@@ -8,7 +8,7 @@ from clipray.index.approximate import FEW_ROWS, GRAPH_COST, Approximate
 from clipray.index.exact import ExactScan
 from clipray.index.manifest import SearchSettings
 from clipray.index.method import default_settings, new_index
-from clipray.index.segment import read_faiss
+from clipray.index.segment import map_faiss
 from clipray.index.writer import write_faiss
 from clipray.storage import stream_file
 from tests.handmade import clustered_halves, random_halves, unit
@@ -44,7 +44,7 @@ def approximate(folder, method, vectors, settings=None, train=None):
     stream_file(folder / "index.faiss", lambda sink: write_faiss(index, sink))
     scan = ExactScan(vectors, np.arange(len(vectors)))
     return Approximate(
-        read_faiss(folder / "index.faiss"), scan, settings or default_settings(index)
+        map_faiss(folder / "index.faiss"), scan, settings or default_settings(index)
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipray.errors import DamagedError
 from clipray.index.manifest import SearchSettings
-from clipray.index.segment import FILTERS_KEPT, Segment, read_faiss
+from clipray.index.segment import FILTERS_KEPT, Segment, map_faiss, read_faiss
 from clipray.index.table import ROWS_FILE
 from clipray.index.writer import INDEX_FILE, VECTORS_FILE
 from tests.handmade import (
@@ -168,13 +168,14 @@ def test_settings_are_those_given_until_others_come(tmp_path, vectors):
     assert flat.approximate is None
 
 
+@pytest.mark.parametrize("read", [read_faiss, map_faiss])
 @pytest.mark.parametrize("length", [0, 3, 100, 1000])
-def test_a_cut_index_is_damage_and_names_the_file(tmp_path, vectors, length):
+def test_a_cut_index_is_damage_and_names_the_file(tmp_path, vectors, length, read):
     write_segment(tmp_path / "s", vectors, table(ROWS), "HNSW32")
     path = tmp_path / "s" / INDEX_FILE
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DamagedError, match=r"index\.faiss: Faiss cannot read it"):
-        read_faiss(path)
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A segment is written as it comes, and its records are those of what was meant."""
 
 import errno
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -23,7 +24,7 @@ def write(folder, cuts, vectors, index=None):
     folder.mkdir()
     ends = [0, *cuts, len(vectors)]
     with SegmentWriter(folder, *vectors.shape, rows(0, 0).schema, index) as writer:
-        for start, stop in zip(ends, ends[1:], strict=False):
+        for start, stop in pairwise(ends):
             writer.add(vectors[start:stop], rows(start, stop))
     return writer.files
 
