@@ -60,8 +60,16 @@ class Queries:
     def recall(self, shards: tuple[Shard, ...]) -> tuple[float, float]:
         """Mean recall@10 and its standard error."""
         found = _best(shards, self.vectors, self.own)
-        each = [some.recall(truth) for some, truth in zip(found, self.truth, strict=True)]
+        each = [_recall(some, truth) for some, truth in zip(found, self.truth, strict=True)]
         return float(np.mean(each)), float(np.std(each) / max(1, len(each)) ** 0.5)
+
+
+def _recall(found: Matches, truth: Matches) -> float:
+    """`Matches.recall`, but of equal rows, as of copies of one image, any is right."""
+    if not len(truth):
+        return 1.0
+    last = truth.items[-1].score
+    return sum(match.score >= last for match in found) / len(truth)
 
 
 def tuned(
@@ -76,13 +84,13 @@ def tuned(
         embeddings: where to find vectors of the other tower.
 
     Raises:
-        InputError: embeddings of another model.
+        MismatchError: embeddings of another model.
         DamagedError: a file that is missing or changed.
     """
     records = _some_shards(manifest)
     opened = tuple(Shard.open(folder, shard, manifest.settings, verify=False) for shard in records)
     steps = _steps(opened)
-    if steps is None:
+    if steps is None or not any(map(len, opened)):
         log.info("%s: every row is looked at, so there is nothing to tune", manifest.method)
         return manifest
     rng = np.random.default_rng(0)
