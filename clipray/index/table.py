@@ -55,9 +55,10 @@ def mapped_array(path: Path) -> NDArray[Any]:
         DamagedError: when the file is missing or holds none.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise DamagedError(f"{path}: holds no array ({error})") from None
+    return found
 
 
 class RowTable:

@@ -43,9 +43,7 @@ def approximate(folder, method, vectors, settings=None, train=None):
     index.add(vectors.astype(np.float32))
     stream_file(folder / "index.faiss", lambda sink: write_faiss(index, sink))
     scan = ExactScan(vectors, np.arange(len(vectors)))
-    return Approximate(
-        map_faiss(folder / "index.faiss"), scan, settings or default_settings(index)
-    )
+    return Approximate(map_faiss(folder / "index.faiss"), scan, settings or default_settings(index))
 
 
 def recall(index, queries, k=10, allowed=None):

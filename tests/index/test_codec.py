@@ -5,15 +5,22 @@ import numpy as np
 import pytest
 
 from clipray.errors import ConfigError, DamagedError
-from clipray.index.codec import LEAST_ROWS, ROWS_PER_LIST, empty_index, filling, train, training_rows
+from clipray.index.codec import (
+    LEAST_ROWS,
+    ROWS_PER_LIST,
+    empty_index,
+    filling,
+    train,
+    training_rows,
+)
 from clipray.index.manifest import IndexFolder
 from clipray.index.method import inverted_of
 from tests.handmade import random_halves
 
 DIM = 16
 METHODS = [
-    "IVF", "IVF4,SQ8,RFlat", "OPQ4_8,IVF4,PQ4x4fs", "IVF4_HNSW32,PQ4x4fs", "PQ4x4", "PQ4x4fs", "SQ8",
-    "HNSW32_SQ8", "PCA8,HNSW32", "RaBitQ", "IVF4,RaBitQ",
+    "IVF", "IVF4,SQ8,RFlat", "OPQ4_8,IVF4,PQ4x4fs", "IVF4_HNSW32,PQ4x4fs", "PQ4x4", "PQ4x4fs",
+    "SQ8", "HNSW32_SQ8", "PCA8,HNSW32", "RaBitQ", "IVF4,RaBitQ",
 ]  # fmt: skip
 
 

@@ -8,7 +8,14 @@ from clipray.index.deletions import Doomed, mark_shard
 from clipray.index.manifest import IndexFolder, SearchSettings
 from clipray.index.reader import Index
 from clipray.index.tuning import QUERIES, tuned
-from tests.handmade import build_index, clustered_halves, cut_parts, keys_ids, unit, write_embeddings
+from tests.handmade import (
+    build_index,
+    clustered_halves,
+    cut_parts,
+    keys_ids,
+    unit,
+    write_embeddings,
+)
 
 DIM, ROWS, TEXTS = 32, 6000, 300
 
