@@ -7,8 +7,8 @@ Floors, imports only go down:
 
 6. `cli`, `demo`
 5. `serve`, `evaluate`, `search`
-4. `train`, `embed`, `index`, `export`, `client`; `fleet`, and `cluster`, the one place that
-   starts Ray
+4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, and `cluster`, the one place
+   that starts Ray
 3. `builder`, `part`, `trainer`, `account`; `encoder`, `loader`, `shard`, `prepare`, `rows`;
    `torch_encoder`, `onnx_encoder`, `onnx_graph`
 2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`

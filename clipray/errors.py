@@ -11,7 +11,7 @@
     │   └── QueryError           a search request that cannot be answered
     │       └── NotFoundError    a key, id or index that does not exist
     ├── DamagedError             a file of ours that is cut, changed or missing
-    └── UnavailableError         too little of a service answers; the same request may succeed later
+    └── UnavailableError         a node or part of a service is gone; the same may succeed later
 
 A message says what was found, what was expected and what to do.
 """
@@ -70,7 +70,7 @@ class DamagedError(ClipRayError):
 
 
 class UnavailableError(ClipRayError):
-    """Too few shards of a service answer; the same request may succeed later."""
+    """A node is gone, or too few shards of a service answer; the same may succeed later."""
 
 
 def from_remote(told: str, what: str) -> ClipRayError:

@@ -49,6 +49,17 @@ def kind_of(value: Any) -> type | None:
     return str if isinstance(value, str) else None
 
 
+def columns_of(tree: Mapping[str, Any]) -> set[str]:
+    """Names of the columns that a filter looks at."""
+    found: set[str] = set()
+    for name, wanted in tree.items():
+        if name in ("$and", "$or"):
+            found |= {column for part in wanted for column in columns_of(part)}
+        else:
+            found |= columns_of(wanted) if name == "$not" else {name}
+    return found
+
+
 def check(tree: Any, depth: int = 0) -> dict[str, Any]:
     """Refuse what is no filter.
 

@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, field
 from heapq import nsmallest
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -22,14 +19,14 @@ class Match:
         key: `<source name>/<key>` of the sample.
         score: cosine of query and row.
         columns: the metadata that was asked for.
-        vector: (dim,) float32, where it was asked for.
+        vector: of the row, (dim,) float32 array, where it was asked for, else None.
     """
 
     id: int
     key: str = ""
     score: float = 0.0
     columns: Mapping[str, Any] = field(default_factory=dict)
-    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    vector: Any = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Flat, with the id as a string: JavaScript and jq round 63-bit numbers."""

@@ -38,6 +38,7 @@ LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ARRO
 ONE_THREAD = dict.fromkeys(LIBRARIES, "1") | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 RETURNED = "returned"
+MOST_SECONDS = 30  # of one child
 KILLED = "buffers"
 
 
@@ -163,9 +164,6 @@ def _warm(reference, arguments, folder, place):
     with without_fsync():
         op(_copy(folder, place))
     shutil.rmtree(place)
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        raise RuntimeError(f"{reference}: leaves {threads - 1} threads; a fork would lose them")
     return op
 
 
@@ -196,6 +194,8 @@ def _run_and_die(number, op, root, writer):
             os.write(writer, step.encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
+    # Arrow's pools of threads come back after a fork; should others be missed, it does not hang.
+    signal.alarm(MOST_SECONDS)
     status = 1
     try:
         with without_fsync(), followed(root, before):  # the kernel outlives it

@@ -93,7 +93,7 @@ def build_index(root, embeddings, method=FLAT, shards=1, modality=None, **option
     """Build an index in this process and commit it; returns what `construct` made."""
     folder = IndexFolder(root)
     chosen = IndexOptions(method=method, shards=shards, **options)
-    made = construct(Parts.open(embeddings, modality), folder, chosen, Here())
+    made = construct(Parts.open(embeddings, modality), folder, chosen, Here(folder.root))
     assert folder.commit(made.manifest)
     made.ledger.clear()
     return made

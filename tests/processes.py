@@ -30,26 +30,40 @@ def start_silent(arguments):
 
 def of_session(session):
     """Live processes of a session."""
+    return _live(3, session)
+
+
+def children(parent):
+    """Live processes that a process has started."""
+    return _live(1, parent)
+
+
+def reap(session):
+    """What a killed driver leaves ends by itself; do not wait for it."""
+    kill(of_session(session))
+
+
+def kill(processes):
+    """End them, those that are still there, without a chance to tidy up."""
+    for process in processes:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _live(field, value):
     found = []
     for entry in Path("/proc").iterdir():
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if fields[0] == "Z" or fields[3] != str(session):
+            if fields[0] == "Z" or fields[field] != str(value):
                 continue
             name = (entry / "cmdline").read_text().replace("\0", " ")
             found.append(Process(int(entry.name), name, _memory_mb(entry)))
         except (OSError, IndexError):
             continue
     return found
-
-
-def reap(session):
-    """What a killed driver leaves ends by itself; do not wait for it."""
-    for process in of_session(session):
-        try:
-            os.kill(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def _memory_mb(entry):

@@ -9,15 +9,8 @@ import pytest
 
 from clipray import storage
 from clipray.errors import DamagedError, OutputError
-from clipray.manifest import (
-    FileRecord,
-    IndexFolder,
-    IndexManifest,
-    ModelIdentity,
-    ModelSource,
-    SegmentRecord,
-    ShardRecord,
-)
+from clipray.index.manifest import IndexFolder, IndexManifest, SegmentRecord, ShardRecord
+from clipray.manifest import FileRecord, ModelIdentity, ModelSource
 from tests.careless import in_place, without_fsync
 from tests.crashes import RETURNED, killed_states, lost_states
 

@@ -18,8 +18,9 @@ from clipray.index.construct import feed, survey
 from clipray.index.deletions import Doomed, mark_shard
 from clipray.index.manifest import IndexFolder, IndexManifest, SegmentRecord, ShardRecord
 from clipray.index.method import EXACT_UP_TO, FLAT
+from clipray.index.placing import place
 from clipray.index.survey import PartSurvey, Selection
-from clipray.index.workers import Workers
+from clipray.index.workers import Workers, in_order
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,18 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
     """
     base = folder.read()
     _require_same(base, parts, folder)
-    surveys, selection = survey(folder, parts, FLAT, workers)
+    placed = place(parts, workers)
+    parts = placed.parts
+    surveys, selection = survey(placed, FLAT, workers)
     if not selection.rows:
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
-    built = _build(folder, base, parts, selection, workers)
+    built = _build(base, parts, selection, workers)
     ids = _ids(surveys, selection)
     replaced = 0
 
     def on_top(newest: IndexManifest) -> IndexManifest:
         nonlocal replaced
-        marked = mark(folder, newest, Doomed(ids=ids), workers)
+        marked = mark(newest, Doomed(ids=ids), workers)
         replaced = sum(len(found) for _, found in marked)
         shards = [shard for shard, _ in marked]
         for number, segment in built.items():
@@ -72,12 +75,12 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
 
 
 def mark(
-    folder: IndexFolder, manifest: IndexManifest, doomed: Doomed, workers: Workers
+    manifest: IndexManifest, doomed: Doomed, workers: Workers
 ) -> list[tuple[ShardRecord, NDArray[np.int64]]]:
     """Every shard with the doomed rows marked, and the ids of those that were live."""
-    calls = [(folder.root, shard, doomed) for shard in manifest.shards]
-    done = dict(workers.run(mark_shard, calls, [shard.node for shard in manifest.shards]))
-    return [(done[number].shard, done[number].ids) for number in range(len(calls))]
+    calls = [(shard, doomed) for shard in manifest.shards]
+    done = workers.run(mark_shard, calls, [shard.node for shard in manifest.shards])
+    return [(each.result.shard, each.result.ids) for each in in_order(done)]
 
 
 def _require_same(base: IndexManifest, parts: Parts, folder: IndexFolder) -> None:
@@ -89,7 +92,7 @@ def _require_same(base: IndexManifest, parts: Parts, folder: IndexFolder) -> Non
 
 
 def _build(
-    folder: IndexFolder, base: IndexManifest, parts: Parts, selection: Selection, workers: Workers
+    base: IndexManifest, parts: Parts, selection: Selection, workers: Workers
 ) -> dict[int, SegmentRecord]:
     """New segments by the number of the shard they go to."""
     rows = {number: parts.parts[number].rows for number in parts}
@@ -107,9 +110,9 @@ def _build(
         for slices in assign_rows(rows, count)
     ]
     nodes = [base.shards[number].node for number in order]
-    running = workers.run(build_segment, [(folder.root, plan) for plan in plans], nodes)
-    built = dict(tqdm(running, total=len(plans), unit="segment", desc="append"))
-    return {order[n]: segment for n, segment in built.items() if segment is not None}
+    running = workers.run(build_segment, [(plan,) for plan in plans], nodes)
+    done = list(tqdm(running, total=len(plans), unit="segment", desc="append"))
+    return {order[each.call]: each.result for each in done if each.result is not None}
 
 
 def _ids(surveys: Sequence[PartSurvey], selection: Selection) -> NDArray[np.int64]:

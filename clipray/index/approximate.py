@@ -38,6 +38,7 @@ class Approximate:
         self._kept = index, base  # Faiss holds no references
         self._refined = faiss.IndexRefine(base, exact.view)
         self._exact, self.settings = exact, settings
+        self._made: tuple[Any, Any] = None, None  # the last parameters, and what for
         self._inverted, self._graph = inverted_of(base), graph_of(base)
 
     @property
@@ -85,12 +86,17 @@ class Approximate:
         return max(depth, (depth - SPARE) * self.settings.rescore)
 
     def _look(self, queries: Vectors, depth: int, effort: int) -> Rows:
+        wanted, made = (depth, effort, self.settings), self._made
+        if made[0] != wanted:  # making them costs as much as a search
+            made = self._made = wanted, self._parameters(depth, effort)
+        _, rows = self._refined.search(queries, depth, params=made[1])
+        return np.asarray(rows)
+
+    def _parameters(self, depth: int, effort: int) -> Any:
         candidates = self._candidates(depth)
-        parameters = faiss.IndexRefineSearchParameters(
+        return faiss.IndexRefineSearchParameters(
             k_factor=candidates / depth, base_index_params=self._base(candidates, effort)
         )
-        _, rows = self._refined.search(queries, depth, params=parameters)
-        return np.asarray(rows)
 
     def _base(self, candidates: int, effort: int) -> Any:
         if self._inverted is not None:

@@ -15,7 +15,7 @@ from clipray.errors import OutputError
 from clipray.index.construct import IndexOptions, construct
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import RayTasks
-from clipray.index.tuning import tuned
+from clipray.index.tuning import tune
 from clipray.manifest import Modality
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
@@ -79,10 +79,11 @@ def build(config: IndexBuildConfig) -> BuildReport:
     if parts.unfinished > 0:
         log.warning("%s: %d shards are not embedded, left out", parts.root, parts.unfinished)
     with folder.writing(), cluster.session(cpus=1):
-        made = construct(parts, folder, config, RayTasks(folder, config.placement))
+        workers = RayTasks(folder, config.placement)
+        made = construct(parts, folder, config, workers)
         manifest = made.manifest
         if config.method == "auto":
-            manifest = tuned(folder, manifest, config.recall, parts.root)
+            manifest = tune(manifest, config.recall, workers, parts.root)
         if not folder.commit(manifest):
             raise OutputError(f"{folder.root}: another build was first; choose another folder")
         made.ledger.clear()

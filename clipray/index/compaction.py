@@ -18,7 +18,7 @@ from clipray.index.deletions import Doomed, died_since, mark_shard
 from clipray.index.feed import SegmentFeed, SegmentPiece
 from clipray.index.manifest import IndexFolder, IndexManifest, SegmentRecord, ShardRecord
 from clipray.index.method import EXACT_UP_TO, FLAT
-from clipray.index.workers import Workers
+from clipray.index.workers import Workers, in_order
 
 log = logging.getLogger(__name__)
 
@@ -166,10 +166,10 @@ class _Compaction:
         return self.base.shards[rewrite.shard].node if held else None
 
     def _build(self) -> list[ShardRecord]:
-        calls = [(self.folder.root, self._planned(rewrite)) for rewrite in self.plan]
+        calls = [(self._planned(rewrite),) for rewrite in self.plan]
         running = self.workers.run(build_segment, calls, self.nodes)
-        built = dict(tqdm(running, total=len(calls), unit="segment", desc="compact"))
-        records = (built[number] for number in range(len(calls)))
+        built = in_order(tqdm(running, total=len(calls), unit="segment", desc="compact"))
+        records = (each.result for each in built)
         return [ShardRecord(segments=(record,) if record else ()) for record in records]
 
     def _planned(self, rewrite: Rewrite) -> SegmentPlan:
@@ -190,12 +190,12 @@ class _Compaction:
         if not changed:
             return list(built)
         homes = {p.segment.id: self._node(rewrite) for rewrite in self.plan for p in rewrite.old}
-        calls = [(self.folder.root, old[name], here[name]) for name in changed]
+        calls = [(old[name], here[name]) for name in changed]
         found = self.workers.run(died_since, calls, [homes[name] for name in changed])
-        doomed = Doomed(ids=np.concatenate([ids for _, ids in found]))
-        marking = [(self.folder.root, shard, doomed) for shard in built]
-        marked = dict(self.workers.run(mark_shard, marking, self.nodes))
-        return [marked[number].shard for number in range(len(built))]
+        doomed = Doomed(ids=np.concatenate([each.result for each in found]))
+        marking = [(shard, doomed) for shard in built]
+        marked = in_order(self.workers.run(mark_shard, marking, self.nodes))
+        return [each.result.shard for each in marked]
 
     def _reassembled(
         self, newest: IndexManifest, fresh: Sequence[ShardRecord]

@@ -1,7 +1,7 @@
 """A new index: what is planned, trained and built before its first version is committed."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,26 @@ from tqdm import tqdm
 
 from clipray.config import Config
 from clipray.embeddings import Parts
-from clipray.errors import InputError
+from clipray.errors import InputError, UnavailableError
 from clipray.index import codec as codecs
-from clipray.index.builder import PartSlice, SegmentPlan, assign_rows
+from clipray.index.builder import PartSlice, SegmentPlan
 from clipray.index.feed import PartFeed, PartPiece
 from clipray.index.ledger import Ledger, build_shard
-from clipray.index.manifest import Codec, IndexFolder, IndexManifest, Placement, SearchSettings
+from clipray.index.manifest import (
+    Codec,
+    IndexFolder,
+    IndexManifest,
+    Placement,
+    SearchSettings,
+    ShardRecord,
+)
 from clipray.index.method import FLAT, Choice, choose, default_settings, new_index
+from clipray.index.placing import Placed, place
 from clipray.index.survey import Mask, PartSurvey, Selection, select, survey_part
-from clipray.index.workers import Workers
+from clipray.index.upkeep import missing_of
+from clipray.index.workers import Arguments, Workers
+
+TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +67,17 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
     """Build all shards of a new index.
 
     Raises:
-        ConfigError: an unusable method, or more shards than rows.
+        ConfigError: an unusable method, or a number of shards that cannot be had.
         InputError: no row can be used.
         DamagedError: a file of the embeddings is missing or changed.
     """
-    slices = assign_rows({number: parts.parts[number].rows for number in parts}, options.shards)
+    placed = place(parts, workers)
+    parts = placed.parts
+    shards = placed.shards(options.shards)
     choice = _choose(parts, options)
-    log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(slices), choice.why)
+    log.info("%s over %d rows in %d shards: %s", choice.method, parts.rows, len(shards), choice.why)
     ledger = Ledger.of(folder.root, parts, choice.method, options.shards)
-    surveys, selection = survey(folder, parts, choice.method, workers)
+    surveys, selection = survey(placed, choice.method, workers)
     if not selection.rows:
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
     codec = _codec(ledger, parts, choice.method, surveys)
@@ -76,11 +89,10 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
             codec=codec,
             total_rows=parts.rows,
         )
-        for mine in slices
+        for _, mine in shards
     ]
-    calls = [(folder.root, ledger.fingerprint, *planned) for planned in enumerate(plans)]
-    running = workers.run(build_shard, calls)
-    built = dict(tqdm(running, total=len(calls), unit="shard", desc="index"))
+    calls = [(ledger.fingerprint, *planned) for planned in enumerate(plans)]
+    built = _build(calls, [node for node, _ in shards], workers, held=options.placement == "node")
     manifest = IndexManifest(
         version=1,
         model=parts.manifest.model,
@@ -91,18 +103,53 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         codec=codec,
         settings=_settings(parts, choice.method),
         placement=options.placement,
-        shards=tuple(built[number] for number in range(len(plans))),
+        shards=built,
     )
     return Made(manifest, ledger, selection.reasons())
 
 
-def survey(
-    folder: IndexFolder, parts: Parts, method: str, workers: Workers
-) -> tuple[list[PartSurvey], Selection]:
+def _build(
+    calls: Sequence[Arguments], homes: Sequence[str | None], workers: Workers, *, held: bool
+) -> tuple[ShardRecord, ...]:
+    """Build every shard; one whose node was lost, and its disk with it, is built once more.
+
+    Raises:
+        UnavailableError: nodes were lost again and again.
+    """
+    built: dict[int, ShardRecord] = {}
+    with tqdm(total=len(calls), unit="shard", desc="index") as bar:
+        for _ in range(TRIES):
+            missing = [number for number in range(len(calls)) if number not in built]
+            again, where = [calls[n] for n in missing], [homes[n] for n in missing]
+            for done in workers.run(build_shard, again, where):
+                node = done.node if held else None
+                built[missing[done.call]] = done.result.model_copy(update={"node": node})
+                bar.update()
+            lost = [number for number in built if held and not _is_there(built[number], workers)]
+            if not lost:
+                return tuple(built[number] for number in range(len(calls)))
+            for number in lost:
+                log.warning("shard %d: node %s is gone, again", number, built.pop(number).node)
+                bar.update(-1)
+    raise UnavailableError(
+        f"nodes were lost {TRIES} times while their shards were built; try again"
+    )
+
+
+def _is_there(shard: ShardRecord, workers: Workers) -> bool:
+    try:
+        return not any(done.result for done in workers.run(missing_of, [(shard,)], [shard.node]))
+    except UnavailableError:
+        return False
+
+
+def survey(placed: Placed, method: str, workers: Workers) -> tuple[list[PartSurvey], Selection]:
     """Look at all parts: what can enter, and vectors to train on."""
+    parts = placed.parts
     share = min(1.0, codecs.training_rows(method, parts.dim, parts.rows) / parts.rows)
-    calls = [(folder.root, parts.only([number]), number, share) for number in parts]
-    surveys = [found for _, found in workers.run(survey_part, calls)]
+    calls = [(parts.only([number]), number, share) for number in parts]
+    done = workers.run(survey_part, calls, [placed.home[number] for number in parts])
+    surveys = [each.result for each in done]
     return surveys, select(surveys)
 
 

@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 Ranked = tuple[Rows, Vectors]  # best first
 
 SPARE = 16  # candidates beyond k, so that one look is nearly always enough
-MANY_QUERIES = 16  # from here on a matrix product is cheaper than a scan a query
+MANY_QUERIES = 20  # from here on a matrix product is cheaper than a scan a query
 BLOCK_ROWS = 4096
 GATHER_SHARE = 1 / 32  # a smaller share of the rows is copied out before it is scanned
 
@@ -81,28 +81,26 @@ class ExactScan:
         return scores, rows
 
     def _multiply(self, queries: Vectors, wanted: int, allowed: Mask | None) -> tuple[Any, Any]:
-        best = np.full((len(queries), wanted), -np.inf, np.float32)
-        rows = np.full((len(queries), wanted), -1, np.int64)
-        for start, block in self._blocks():
-            scores = queries @ block.T
-            if allowed is not None:
-                scores[:, ~allowed[start : start + len(block)]] = -np.inf
-            for place in np.flatnonzero(scores.max(axis=1) > best[:, -1]):
-                better = np.flatnonzero(scores[place] > best[place, -1])
-                merged = np.concatenate([best[place], scores[place, better]])
-                names = np.concatenate([rows[place], better + start])
-                order = np.argsort(-merged, kind="stable")[:wanted]
-                best[place], rows[place] = merged[order], names[order]
-        return best, rows
+        best = faiss.ResultHeap(len(queries), wanted, keep_max=True)
+        for rows, block in self._blocks(allowed):
+            count = min(wanted, len(rows))
+            scores, places = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+            best.add_result(scores, rows[places])
+        best.finalize()
+        return best.D, best.I
 
-    def _blocks(self) -> Iterator[tuple[int, Vectors]]:
-        """Rows as float32, block by block, in one buffer."""
+    def _blocks(self, allowed: Mask | None) -> Iterator[tuple[Rows, Vectors]]:
+        """Numbers of rows and their vectors as float32, block by block, in one buffer."""
         buffer = np.empty((min(BLOCK_ROWS, len(self.ids)), self.vectors.shape[1]), np.float32)
         for start in range(0, len(self.ids), BLOCK_ROWS):
-            halves = np.ascontiguousarray(self.vectors[start : start + BLOCK_ROWS]).view(np.uint8)
-            block = buffer[: len(halves)]
-            self.view.sq.decode_c(faiss.swig_ptr(halves), faiss.swig_ptr(block), len(halves))
-            yield start, block
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(self.ids)))
+            rows = rows if allowed is None else rows[allowed[rows]]
+            if len(rows):
+                whole = len(rows) == rows[-1] - rows[0] + 1
+                halves = self.vectors[rows[0] : rows[-1] + 1] if whole else self.vectors[rows]
+                codes, block = np.ascontiguousarray(halves).view(np.uint8), buffer[: len(rows)]
+                self.view.sq.decode_c(faiss.swig_ptr(codes), faiss.swig_ptr(block), len(rows))
+                yield rows, block
 
 
 def _view(vectors: Halves) -> Any:

@@ -83,5 +83,7 @@ def gc(config: IndexGcConfig) -> GcReport:
         OutputError: a writer is at work.
     """
     folder = IndexFolder(config.index.resolve())
-    freed = collect_garbage(folder, config.keep)
+    placement = folder.read().placement
+    with workers_for(folder, placement, 0) as workers:
+        freed = collect_garbage(folder, config.keep, workers)
     return GcReport(index=folder.root, versions=tuple(folder.versions()), freed=freed)

@@ -12,6 +12,7 @@ from clipray import filters
 from clipray.errors import DamagedError, NotFoundError, QueryError
 from clipray.index.manifest import IndexFolder, IndexManifest, SearchSettings
 from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.index.table import OWN_COLUMNS
 from clipray.matches import Coverage, Matches
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Index:
         """
         units = unit_queries(queries, self.manifest.model.dim)
         require_columns(columns, self.columns)
-        checked = check_filter(filter)
+        checked = check_filter(filter, self.columns)
         if k < 1:
             raise QueryError(f"k: {k} matches asked for; give at least 1")
         wanted = Wanted(k, threshold, checked, tuple(columns), vectors, exact)
@@ -148,18 +149,26 @@ def unit_queries(queries: NDArray[np.floating[Any]], dim: int) -> Vectors:
     wide = np.asarray(queries, dtype=np.float64)
     if wide.ndim != 2 or wide.shape[1] != dim:
         raise QueryError(f"query of shape {wide.shape}: the index holds {dim} dimensions")
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
     if not np.isfinite(norms).all() or (norms < 1e-6).any():
         raise QueryError("a query vector is zero or not finite; it points nowhere")
     return np.ascontiguousarray(wide / norms, dtype=np.float32)
 
 
-def check_filter(tree: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Refuse what is no metadata filter."""
+def check_filter(tree: Mapping[str, Any] | None, known: set[str]) -> dict[str, Any] | None:
+    """Refuse what is no metadata filter, and a filter on columns that no row has.
+
+    A misspelt column would select nothing, or with `$ne` everything.
+    """
+    if tree is None:
+        return None
     try:
-        return None if tree is None else filters.check(tree)
+        checked = filters.check(dict(tree))
     except ValueError as error:
         raise QueryError(f"filter: {error}") from None
+    if known:  # of an index without a row no column is known
+        require_columns(filters.columns_of(checked), known | set(OWN_COLUMNS))
+    return checked
 
 
 def require_columns(wanted: Iterable[str], known: set[str]) -> None:

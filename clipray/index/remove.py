@@ -13,7 +13,8 @@ from clipray.index.appending import mark
 from clipray.index.compaction import compact
 from clipray.index.deletions import Doomed
 from clipray.index.manifest import IndexFolder, IndexManifest
-from clipray.index.table import row_ids
+from clipray.index.reader import check_filter
+from clipray.index.table import read_columns, row_ids
 from clipray.index.tasks import workers_for
 from clipray.index.workers import Workers
 from clipray.report import Report
@@ -80,6 +81,8 @@ def remove(config: IndexRemoveConfig) -> RemoveReport:
     """
     folder = IndexFolder(config.index.resolve())
     base = folder.read()
+    if base.placement == "shared":
+        check_filter(config.filter, _columns(folder, base))
     named = _named(config)
     ids = np.array(sorted(named), np.int64)
     doomed = Doomed(ids=ids if named else None, filter=config.filter)
@@ -106,13 +109,18 @@ def remove_rows(
 
     def on_top(newest: IndexManifest) -> IndexManifest | None:
         nonlocal removed
-        marked = mark(folder, newest, doomed, workers)
+        marked = mark(newest, doomed, workers)
         removed = np.concatenate([ids for _, ids in marked])
         if not len(removed):
             return None
         return newest.next("remove", shards=tuple(shard for shard, _ in marked))
 
     return folder.amend(on_top), removed
+
+
+def _columns(folder: IndexFolder, manifest: IndexManifest) -> set[str]:
+    homes = (folder.segment(segment.id) for segment in manifest.segments)
+    return {name for home in homes for name in read_columns(home)}
 
 
 def _named(config: IndexRemoveConfig) -> dict[int, str]:

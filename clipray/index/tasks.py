@@ -1,48 +1,107 @@
 """Workers of an index job as Ray tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import faiss
 import ray
 
-from clipray import cluster
-from clipray.errors import plain
+from clipray import cluster, nodes, storage
+from clipray.index.builder import build_segment
+from clipray.index.ledger import build_shard
 from clipray.index.manifest import IndexFolder, Placement
-from clipray.index.workers import Done, Here, Workers
+from clipray.index.workers import Arguments, Done, Function, Here, Workers
 
-RETRIES = 3  # of a task whose process or node was lost
 HERE_UP_TO = 200_000  # rows; so many are written sooner than Ray has started
+BUILDING = (build_segment, build_shard)
 
 
 @contextmanager
 def workers_for(folder: IndexFolder, placement: Placement, rows: int) -> Iterator[Workers]:
     """This process for little work on files that it sees, else Ray tasks."""
     if placement == "shared" and rows <= HERE_UP_TO:
-        yield Here()
+        yield Here(folder.root)
         return
     with cluster.session(cpus=1):
         yield RayTasks(folder, placement)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What travels to a node.
+
+    Attributes:
+        held: whether nodes keep their shards to themselves.
+        codecs: Ray's reference to the codec files by name; a node that has no shared folder
+            needs them to build.
+    """
+
+    function: Function
+    root: Path
+    arguments: Arguments
+    held: bool
+    codecs: Any
+    threads: int
+
+
 class RayTasks:
-    """One Ray task a call."""
+    """One Ray task a call; those that build get a GPU where the cluster has some."""
 
     def __init__(self, folder: IndexFolder, placement: Placement) -> None:
-        self._folder, self._placement = folder, placement
+        self._folder, self._held = folder, placement == "node"
 
     def run(
-        self,
-        function: Callable[..., Any],
-        calls: Sequence[tuple[Any, ...]],
-        on: Sequence[str | None] | None = None,
+        self, function: Function, calls: Sequence[Arguments], on: Sequence[str | None] | None = None
     ) -> Iterator[Done]:
-        """Number and result of each call, as they end."""
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
-        pending = {task.remote(*call): number for number, call in enumerate(calls)}
-        while pending:
-            (ready,), _ = ray.wait(list(pending), num_returns=1)
-            try:
-                yield pending.pop(ready), ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                raise plain(error) from None
+        """Every call, as they end.
+
+        Raises:
+            UnavailableError: a node that must run a call is not alive, or calls were lost again
+                and again.
+        """
+        needs = _needs(function, len(calls))
+        codecs = ray.put(self._codecs() if self._held and function in BUILDING else {})
+        placed = on or [None] * len(calls)
+        tasks = [
+            nodes.Call(self._task(function, call, codecs, needs), on=node)
+            for call, node in zip(calls, placed, strict=True)
+        ]
+        for done in nodes.run(_perform, tasks, needs):
+            yield Done(done.call, done.result, done.node)
+
+    def everywhere(self, function: Function, arguments: Arguments) -> Mapping[str | None, Any]:
+        """What the function returns on each node."""
+        names = [node.name for node in nodes.alive()]
+        done = self.run(function, [arguments] * len(names), names)
+        return {each.node: each.result for each in done}
+
+    def _task(self, function: Function, call: Arguments, codecs: Any, needs: nodes.Needs) -> _Task:
+        return _Task(function, self._folder.root, call, self._held, codecs, int(needs.cpus))
+
+    def _codecs(self) -> dict[str, bytes]:
+        paths = self._folder.codecs.glob("*.faiss") if self._folder.codecs.is_dir() else ()
+        return {path.name: path.read_bytes() for path in paths}
+
+
+def _perform(task: _Task) -> Any:
+    faiss.omp_set_num_threads(task.threads)
+    root = nodes.local_root(task.root) if task.held else task.root
+    for name, data in ray.get(task.codecs).items():
+        path = IndexFolder(root).codecs / name
+        storage.make_folder(path.parent)
+        storage.create_file(path, data)
+    return task.function(root, *task.arguments)
+
+
+def _needs(function: Function, calls: int) -> nodes.Needs:
+    """What is there, shared out among the tasks that build."""
+    if function not in BUILDING or not calls:
+        return nodes.ONE_CPU
+    alive = nodes.alive()
+    smallest = min(node.cpus for node in alive)
+    share = sum(node.cpus for node in alive) // calls
+    gpus = 1 if min(node.gpus for node in alive) >= 1 else 0
+    return nodes.Needs(cpus=max(1, min(smallest, share)), gpus=gpus)

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from clipray.config import Config
 from clipray.index.manifest import CurvePoint, IndexFolder, IndexManifest, SearchSettings
-from clipray.index.tuning import tuned
+from clipray.index.tasks import workers_for
+from clipray.index.tuning import tune as measure
 from clipray.report import DONE, Report
 
 FAILED = 1
@@ -60,7 +61,9 @@ def tune(config: IndexTuneConfig) -> TuneReport:
     """
     folder = IndexFolder(config.index.resolve())
     embeddings = config.embeddings.resolve() if config.embeddings else None
-    measured = tuned(folder, folder.read(), config.recall, embeddings)
+    base = folder.read()
+    with workers_for(folder, base.placement, 0) as workers:
+        measured = measure(base, config.recall, workers, embeddings)
     if measured.tuning is None:
         return TuneReport(
             index=folder.root,

@@ -8,9 +8,11 @@ them; otherwise rows moved by one common direction, which is how CLIP's texts li
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from clipray.index.manifest import (
     Tuning,
 )
 from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.index.workers import Workers
 from clipray.manifest import Modality
 from clipray.matches import Matches
 
@@ -72,35 +75,54 @@ def _recall(found: Matches, truth: Matches) -> float:
     return sum(match.score >= last for match in found) / len(truth)
 
 
-def tuned(
-    folder: IndexFolder, manifest: IndexManifest, target: float, embeddings: Path | None = None
+def tune(
+    manifest: IndexManifest,
+    target: float,
+    workers: Workers,
+    embeddings: Path | None = None,
 ) -> IndexManifest:
     """The manifest with the cheapest settings that reach a recall@10.
 
     Args:
-        folder: of the index; the files of the manifest are there.
-        manifest: committed or not.
+        manifest: committed or not; its files are there.
         target: recall@10 that every kind of query must reach.
+        workers: where the shards can be read.
         embeddings: where to find vectors of the other tower.
 
     Raises:
         MismatchError: embeddings of another model.
         DamagedError: a file that is missing or changed.
     """
-    records = _some_shards(manifest)
+    home = manifest.shards[0].node
+    near = tuple(shard for shard in manifest.shards if shard.node == home)
+    call = (manifest.model_copy(update={"shards": near}), target, embeddings)
+    (done,) = workers.run(measure, [call], [home])
+    if done.result is None:
+        log.info("%s: every row is looked at, so there is nothing to tune", manifest.method)
+        return manifest
+    settings, tuning = done.result
+    if not tuning.reached:
+        log.warning("recall %.3f was not reached; the best was %s", target, tuning.curve[-1])
+    return manifest.model_copy(update={"settings": settings, "tuning": tuning})
+
+
+def measure(
+    root: Path, manifest: IndexManifest, target: float, embeddings: Path | None
+) -> tuple[SearchSettings, Tuning] | None:
+    """Settings for the shards of a manifest; None where every row is looked at."""
+    folder, records = IndexFolder(root), _some_shards(manifest)
     opened = tuple(Shard.open(folder, shard, manifest.settings, verify=False) for shard in records)
     steps = _steps(opened)
     if steps is None or not any(map(len, opened)):
-        log.info("%s: every row is looked at, so there is nothing to tune", manifest.method)
-        return manifest
+        return None
     rng = np.random.default_rng(0)
-    kinds = {"image": _rows_as_queries(opened, rng)}
-    kinds["text"] = _texts(opened, manifest, embeddings, rng)
+    kinds = {
+        "image": _rows_as_queries(opened, rng),
+        "text": _texts(opened, manifest, embeddings, rng),
+    }
     curve = list(_staircase(opened, kinds, steps, target))
     reached = [point for point in curve if point.ms is not None]
     best = min(reached, key=lambda point: point.ms or 0.0) if reached else curve[-1]
-    if not reached:
-        log.warning("recall %.3f was not reached; %s gives %s", target, best.settings, best.recall)
     tuning = Tuning(
         target=target,
         reached=bool(reached),
@@ -108,7 +130,7 @@ def tuned(
         queries={kind: len(queries.own) for kind, queries in kinds.items()},
         curve=tuple(curve),
     )
-    return manifest.model_copy(update={"settings": best.settings, "tuning": tuning})
+    return best.settings, tuning
 
 
 def _staircase(
@@ -122,23 +144,24 @@ def _staircase(
     Recall grows with both settings, so from a point that reaches it only a smaller `rescore` is
     interesting, and from one that does not only a larger reach, as long as that helps.
     """
-    depth, before = len(steps[0]) - 1, 0.0
+    deepest, before = len(steps[0]) - 1, 0.0
     for row in tqdm(steps, desc="tune", unit="reach"):
-        edge, best = None, 0.0
-        while depth >= 0:
-            point, enough = _measured(shards, kinds, row[depth], target)
-            best = min(point.recall.values())
-            if not enough:
-                yield point
-                break
-            edge, depth = point, depth - 1
-        if edge is not None:
-            yield edge.model_copy(update={"ms": _cost(shards, kinds["text"], edge.settings)})
-        elif best - before < NO_GAIN and depth < len(row) - 1:
+        points: dict[int, CurvePoint] = {}
+
+        def reaches(depth: int, row: list[SearchSettings] = row, seen: Any = points) -> bool:
+            seen[depth], enough = _measured(shards, kinds, row[depth], target)
+            return enough
+
+        found = bisect_left(range(deepest + 1), x=True, key=reaches)
+        if found <= deepest:
+            cost = _cost(shards, kinds["text"], row[found])
+            points[found] = points[found].model_copy(update={"ms": cost})
+        yield from (points[depth] for depth in sorted(points))
+        best = max(min(point.recall.values()) for point in points.values())
+        edged = deepest < len(row) - 1  # some row before has reached the target
+        if not found or (found > deepest and edged and best - before < NO_GAIN):
             return
-        if depth < 0:
-            return
-        before = best
+        deepest, before = min(found, deepest), best
 
 
 def _measured(
@@ -275,4 +298,4 @@ def _best(
 
 def _unit(vectors: NDArray[np.floating]) -> Vectors:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / norms, dtype=np.float32)
+    return np.asarray(vectors / norms, np.float32)

@@ -5,7 +5,7 @@ does a version stand whose files are gone.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,18 +13,17 @@ from clipray import storage
 from clipray.errors import DamagedError, InputError, OutputError
 from clipray.index.manifest import COMMIT_TRIES, IndexFolder, IndexManifest, ShardRecord
 from clipray.index.workers import Workers
+from clipray.manifest import FileRecord
 
 
 def damage_of(root: Path, shard: ShardRecord) -> list[str]:
     """What is wrong with the files of a shard; each line names one."""
-    folder = IndexFolder(root)
-    found = []
-    for path, record in (file for segment in shard.segments for file in folder.files(segment)):
-        try:
-            record.verify(path)
-        except DamagedError as error:
-            found.append(str(error))
-    return found
+    return _told(root, shard, FileRecord.verify)
+
+
+def missing_of(root: Path, shard: ShardRecord) -> list[str]:
+    """Files of a shard that are missing or cut; they are not read."""
+    return _told(root, shard, FileRecord.require)
 
 
 def all_damage(
@@ -37,9 +36,9 @@ def all_damage(
             manifest.codec.file.verify(folder.codecs / manifest.codec.name)
         except DamagedError as error:
             found[-1] = [f"{error} (searching goes on without it, appending does not)"]
-    calls = [(folder.root, shard) for shard in manifest.shards]
+    calls = [(shard,) for shard in manifest.shards]
     read = workers.run(damage_of, calls, [shard.node for shard in manifest.shards])
-    found |= {number: lines for number, lines in read if lines}
+    found |= {each.call: each.result for each in read if each.result}
     return dict(sorted(found.items()))
 
 
@@ -60,7 +59,7 @@ def roll_back(folder: IndexFolder, version: int) -> IndexManifest:
     raise OutputError(f"{folder.root}: {COMMIT_TRIES} times another writer was first; try later")
 
 
-def collect_garbage(folder: IndexFolder, keep: int) -> int:
+def collect_garbage(folder: IndexFolder, keep: int, workers: Workers) -> int:
     """Delete all but the newest `keep` versions and what they do not need; returns bytes freed.
 
     Raises:
@@ -74,7 +73,8 @@ def collect_garbage(folder: IndexFolder, keep: int) -> int:
         with storage.locked(folder.lock):
             kept = [folder.read(version) for version in folder.versions()[-keep:]]
             freed = _drop_versions(folder, kept)
-            return freed + sweep(folder.root, sorted(_names(kept)))
+            swept = workers.everywhere(sweep, (sorted(_names(kept)),))
+            return freed + sum(map(int, swept.values()))
     except BlockingIOError:
         raise OutputError(
             f"{folder.root}: a writer is at work; try again when it is done"
@@ -90,6 +90,17 @@ def sweep(root: Path, needed: Iterable[str]) -> int:
             freed += _remove(path)
     freed += _remove(folder.building)
     return freed
+
+
+def _told(root: Path, shard: ShardRecord, check: Callable[[FileRecord, Path], None]) -> list[str]:
+    folder = IndexFolder(root)
+    found = []
+    for path, record in (file for segment in shard.segments for file in folder.files(segment)):
+        try:
+            check(record, path)
+        except DamagedError as error:
+            found.append(str(error))
+    return found
 
 
 def _names(kept: Iterable[IndexManifest]) -> Iterator[str]:
@@ -117,7 +128,8 @@ def _kept_in(folder: IndexFolder) -> Iterator[Path]:
     for parent in (folder.segments, folder.deletions, folder.codecs):
         yield from sorted(parent.iterdir()) if parent.is_dir() else ()
     for parent in (folder.manifests, folder.root):
-        yield from (path for path in parent.iterdir() if _is_rest(path) and path != folder.lock)
+        rests = parent.iterdir() if parent.is_dir() else ()
+        yield from (path for path in rests if _is_rest(path) and path != folder.lock)
 
 
 def _is_rest(path: Path) -> bool:

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from clipray import images, uri
 from clipray.errors import InputError, NotFoundError, QueryError, UnavailableError
-from clipray.index.reader import require_columns, unit_queries
+from clipray.index.reader import check_filter, require_columns, unit_queries
 from clipray.index.shard import Wanted
 from clipray.matches import Coverage, Matches
 from clipray.query import Query, Term, combine
@@ -89,7 +89,8 @@ class Search:
         began = time.perf_counter()
         folder = self.catalog.find(query.index, query.modality)
         require_columns(query.columns, set(folder.columns))
-        wanted = Wanted(query.k, filter=query.filter, columns=query.columns)
+        tree = check_filter(query.filter, set(folder.columns))
+        wanted = Wanted(query.k, filter=tree, columns=query.columns)
         vector = await self._vector(query.terms, folder.name)
         encoded = time.perf_counter()
         answer: _Answer = await self._coalesced(_Ask(folder, wanted, vector))

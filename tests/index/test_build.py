@@ -11,10 +11,11 @@ from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError, InputError, OutputError
 from clipray.index import Index
 from clipray.index.build import IndexBuildConfig, build
-from clipray.index.manifest import IndexFolder
-from clipray.index.table import row_id, row_ids
+from clipray.index.manifest import IndexFolder, ShardRecord
+from clipray.index.table import row_ids
 from clipray.index.tasks import HERE_UP_TO, RayTasks, workers_for
-from clipray.index.workers import Here
+from clipray.index.upkeep import damage_of
+from clipray.index.workers import Here, in_order
 from tests.handmade import (
     brute_force,
     build_index,
@@ -157,5 +158,5 @@ def test_little_work_is_done_here_and_much_by_tasks(tmp_path):
     ):
         with workers_for(folder, placement, rows) as workers:
             assert type(workers) is kind
-            done = dict(workers.run(row_id, [("a",), ("b",)]))
-            assert done == {0: row_id("a"), 1: row_id("b")}
+            done = in_order(workers.run(damage_of, [(ShardRecord(segments=()),)] * 2))
+            assert [(each.call, each.result) for each in done] == [(0, []), (1, [])]

@@ -166,8 +166,8 @@ def test_parts_are_surveyed_by_workers_and_come_in_any_order(tmp_path):
     root = write_embeddings(tmp_path / "e", cut_parts(vectors, 3))
     folder = IndexFolder(tmp_path / "i")
     options = IndexOptions(method="IVF4,Flat", shards=3)
-    forth = construct(Parts.open(root), folder, options, Here()).manifest
-    back = construct(Parts.open(root), folder, options, Backwards()).manifest
+    forth = construct(Parts.open(root), folder, options, Here(folder.root)).manifest
+    back = construct(Parts.open(root), folder, options, Backwards(folder.root)).manifest
     assert (forth.shards, forth.codec) == (back.shards, back.codec)
 
 

@@ -52,7 +52,7 @@ def trainings(monkeypatch):
 
 def build(root, folder, method="IVF4,Flat"):
     options = IndexOptions(method=method, shards=SHARDS)
-    return construct(Parts.open(root), folder, options, Here())
+    return construct(Parts.open(root), folder, options, Here(folder.root))
 
 
 def killed_build(root, folder, segments, after, method="IVF4,Flat"):
@@ -166,6 +166,6 @@ def test_a_shard_without_a_row_is_finished_as_well(tmp_path, folder, segments):
     root = write_embeddings(tmp_path / "z", cut_parts(vectors, 2))
     options = IndexOptions(method="Flat", shards=2)
     for _ in range(2):
-        made = construct(Parts.open(root), folder, options, Here())
+        made = construct(Parts.open(root), folder, options, Here(folder.root))
         assert [len(shard.segments) for shard in made.manifest.shards] == [0, 1]
     assert segments.calls == 2

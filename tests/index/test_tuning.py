@@ -7,7 +7,8 @@ from clipray.errors import MismatchError
 from clipray.index.deletions import Doomed, mark_shard
 from clipray.index.manifest import IndexFolder, SearchSettings
 from clipray.index.reader import Index
-from clipray.index.tuning import QUERIES, tuned
+from clipray.index.tuning import QUERIES, tune
+from clipray.index.workers import Here
 from tests.handmade import (
     build_index,
     clustered_halves,
@@ -48,6 +49,10 @@ def root(tmp_path_factory, vectors):
 
 def built(folder, root, method, shards=1):
     return IndexFolder(folder), build_index(folder, root, method, shards).manifest
+
+
+def tuned(folder, manifest, target, embeddings=None):
+    return tune(manifest, target, Here(folder.root), embeddings)
 
 
 def recalls(folder, manifest, vectors):
