@@ -19,6 +19,7 @@ SPARE = 8  # results beyond k, for rows that float32 cannot tell apart
 WIDEN = 4
 FEW_ROWS = 4096  # allowed ones; so many are looked at one by one
 SCAN_SHARE = 1 / 4  # of the rows as candidates: then all can be looked at
+GRAPH_COST = 64  # rows are scanned in the time in which a graph search keeps one more in sight
 
 
 class Approximate:
@@ -57,7 +58,7 @@ class Approximate:
         found: dict[int, Ranked] = {}
         pending = np.arange(len(queries))
         few = allowed is not None and count <= FEW_ROWS
-        while len(pending) and not few and self._candidates(depth) <= total * SCAN_SHARE:
+        while len(pending) and not few and self._pays(depth, effort):
             rows = self._look(queries[pending], depth, effort)
             short = []
             for place, seen in zip(pending, rows, strict=True):
@@ -68,11 +69,18 @@ class Approximate:
                 best, scores = self._exact.rescore(queries[place], kept[: k + SPARE])
                 found[int(place)] = best[:k], scores[:k]
             pending = np.array(short, dtype=np.int64)
-            depth, effort = WIDEN * depth, 2 * effort
+            depth, effort = WIDEN * depth, WIDEN * effort
         if len(pending):
             rest = self._exact.search(queries[pending], k, allowed)
             found.update(zip(pending.tolist(), rest, strict=True))
         return [found[place] for place in range(len(queries))]
+
+    def _pays(self, depth: int, effort: int) -> bool:
+        """Whether a look costs less than one at all rows."""
+        total, candidates = len(self._exact.ids), self._candidates(depth)
+        if self.is_graph and self._width(candidates, effort) * GRAPH_COST > total:
+            return False
+        return candidates <= total * SCAN_SHARE
 
     def _candidates(self, depth: int) -> int:
         return max(depth, (depth - SPARE) * self.settings.rescore)
@@ -95,9 +103,11 @@ class Approximate:
             probes = min(self._inverted.nlist, self.settings.nprobe * effort)
             return faiss.SearchParametersIVF(nprobe=probes)
         if self._graph is not None:
-            wide = max(self.settings.ef_search * effort, candidates)
-            return faiss.SearchParametersHNSW(efSearch=wide)
+            return faiss.SearchParametersHNSW(efSearch=self._width(candidates, effort))
         return None
+
+    def _width(self, candidates: int, effort: int) -> int:
+        return max(self.settings.ef_search * effort, candidates)
 
 
 def _kept(rows: Rows, allowed: Mask | None) -> Rows:

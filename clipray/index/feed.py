@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from clipray.embeddings import KEY_COLUMN, Parts
 from clipray.index.deletions import dead_rows
 from clipray.index.manifest import IndexFolder, SegmentRecord
-from clipray.index.table import RowTable, row_ids
+from clipray.index.table import RowTable, mapped_array, row_ids
 from clipray.index.writer import VECTORS_FILE
 
 BLOCK_ROWS = 65_536
@@ -122,7 +122,7 @@ class SegmentFeed:
             for path, file in folder.files(piece.segment):
                 file.verify(path)
             home = folder.segment(piece.segment.id)
-            vectors = np.load(home / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+            vectors = mapped_array(home / VECTORS_FILE)
             table = RowTable(home)
             live = np.flatnonzero(~dead_rows(folder, piece.segment))[piece.first : piece.last]
             for start in range(0, len(live), BLOCK_ROWS):
@@ -151,13 +151,16 @@ def _as(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     if column.type == field.type:
         return column
     try:
-        return column.cast(field.type, safe=False)
-    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # a list or struct as text
+        return column.cast(field.type, safe=pa.types.is_string(field.type))  # text is checked
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):  # a list, struct or bytes
         texts = [None if value is None else str(value) for value in column.to_pylist()]
         return pa.chunked_array([pa.array(texts, field.type)])
 
 
 def _meet(name: str, types: Sequence[pa.DataType]) -> pa.DataType:
+    kinds = set(types) - {pa.null()}
+    if len(kinds) > 1 and any(kind == pa.uint64() or pa.types.is_decimal(kind) for kind in kinds):
+        return pa.string()  # Arrow would have them wrap around, or fail
     try:
         schemas = [pa.schema([(name, kind)]) for kind in types]
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type

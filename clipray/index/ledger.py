@@ -18,6 +18,7 @@ class Entry(Config):
     """A shard that is built; without a segment when it has no row."""
 
     segment: SegmentRecord | None
+    codec: str | None = None
 
 
 class Ledger:
@@ -45,7 +46,7 @@ class Ledger:
         """The trained codec, if it is there."""
         try:
             codec = read_json(Codec, self._own / "codec.json")
-            codec.file.require(self.folder.codecs / codec.name)
+            codec.file.verify(self.folder.codecs / codec.name)
         except DamagedError:
             return None
         return codec
@@ -61,9 +62,10 @@ class Ledger:
             DamagedError: an input is missing or changed.
         """
         path = self._own / f"shard_{number:05d}.json"
+        codec = plan.codec.name if plan.codec else None
         built = self._whole(path)
-        if built is None:
-            built = Entry(segment=build_segment(self.folder.root, plan))
+        if built is None or built.codec != codec:
+            built = Entry(segment=build_segment(self.folder.root, plan), codec=codec)
             write_json(path, built)
         return ShardRecord(segments=(built.segment,) if built.segment else ())
 

@@ -85,6 +85,8 @@ def new_index(method: str, dim: int, rows: int) -> Any:
         ) from None
     if isinstance(index, faiss.IndexIDMap):
         raise ConfigError(f"method '{method}': leave IDMap out, a segment keeps its ids itself")
+    if isinstance(index, faiss.IndexNSG):
+        raise ConfigError(f"method '{method}': rows cannot come in pieces; use HNSW32")
     return index
 
 
@@ -106,16 +108,18 @@ def inverted_of(index: Any) -> Any:
 
 
 def graph_of(index: Any) -> Any:
-    """The HNSW index, or None."""
+    """The HNSW index, be it behind a transform of the vectors, or None."""
     inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
     return inner if isinstance(inner, faiss.IndexHNSW) else None
 
 
 def _keeps_vectors(index: Any) -> bool:
-    graph, inverted = graph_of(index), inverted_of(index)
-    if graph is not None:
-        return isinstance(faiss.downcast_index(graph.storage), faiss.IndexFlat)
-    return inverted is not None and isinstance(inverted, faiss.IndexIVFFlat)
+    inner = faiss.downcast_index(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        return isinstance(faiss.downcast_index(inner.storage), faiss.IndexFlat)
+    return isinstance(inner, faiss.IndexIVFFlat)
 
 
 def _lists(rows: int) -> int:

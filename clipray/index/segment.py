@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import faiss
@@ -18,24 +19,40 @@ from clipray.errors import DamagedError
 from clipray.index.approximate import Approximate
 from clipray.index.exact import ExactScan, Halves, Mask, Ranked, Rows, Vectors
 from clipray.index.manifest import SearchSettings
-from clipray.index.table import RowTable
+from clipray.index.table import RowTable, mapped_array
 from clipray.index.writer import INDEX_FILE, VECTORS_FILE
 from clipray.matches import Match, Matches
 
 FILTERS_KEPT = 16  # masks of the filters that came last
 
 # The tables that Faiss would compute serve L2 distances alone.
-READ_FLAGS = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+READ_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
 
 Filter = Mapping[str, Any]
 
 
+def map_faiss(path: Path) -> Any:
+    """Open a Faiss index as `read_faiss` does, mapped where Faiss can do so.
+
+    Nothing may be added to it: that aborts the process.
+    """
+    return _read(path, READ_FLAGS | faiss.IO_FLAG_MMAP_IFC)
+
+
 def read_faiss(path: Path) -> Any:
-    """Read a Faiss index whose checksum has been verified; it is mapped where Faiss can do so."""
+    """Read a Faiss index whose checksum has been verified.
+
+    Raises:
+        DamagedError: when Faiss cannot read it.
+    """
+    return _read(path, READ_FLAGS)
+
+
+def _read(path: Path, flags: int) -> Any:
     # Besides what is in the file, Faiss asks for tables of at most four times the centroids.
     faiss.set_deserialization_vector_byte_limit(max(16 << 20, 8 * path.stat().st_size))
     try:
-        return faiss.read_index(str(path), READ_FLAGS)
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise DamagedError(f"{path}: Faiss cannot read it ({str(error)[-200:]})") from None
 
@@ -66,7 +83,7 @@ class Segment:
         self, folder: Path, dead: Mask | None = None, settings: SearchSettings | None = None
     ) -> None:
         self.table = RowTable(folder)
-        mapped = np.load(folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
+        mapped = mapped_array(folder / VECTORS_FILE)
         self.vectors: Halves = np.asarray(mapped)
         if len(mapped) != len(self.table) or mapped.dtype != np.float16:
             raise DamagedError(f"{folder}: its files do not have the same rows")
@@ -76,6 +93,7 @@ class Segment:
         self._exact = ExactScan(self.vectors, self.table.ids)
         self.approximate = self._read_index(folder / INDEX_FILE, settings or SearchSettings())
         self._masks: dict[str, Mask] = {}
+        self._keeping = Lock()
 
     def __len__(self) -> int:
         return self._count
@@ -127,9 +145,10 @@ class Segment:
         if mask is None:
             mask = self.table.mask(tree)
             mask = mask if self._live is None else mask & self._live
-            while len(self._masks) >= FILTERS_KEPT:
-                self._masks.pop(next(iter(self._masks)), None)
-            self._masks[name] = mask
+            with self._keeping:
+                while len(self._masks) >= FILTERS_KEPT:
+                    self._masks.pop(next(iter(self._masks)))
+                self._masks[name] = mask
         return mask
 
     def _matches(self, found: Ranked) -> Matches:
@@ -141,7 +160,7 @@ class Segment:
     def _read_index(self, path: Path, settings: SearchSettings) -> Approximate | None:
         if not path.exists():
             return None
-        index = read_faiss(path)
+        index = map_faiss(path)
         if index.ntotal != len(self.table):
             raise DamagedError(f"{path}: has {index.ntotal} rows, the segment {len(self.table)}")
         return Approximate(index, self._exact, settings)

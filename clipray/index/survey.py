@@ -6,6 +6,7 @@ counted with its reason. A part is looked at alone, so parts can be surveyed any
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -110,5 +111,6 @@ def _reasons(survey: PartSurvey, keep: Mask) -> dict[str, int]:
 
 
 def _spread(vectors: Halves, share: float) -> Halves:
-    places = np.linspace(0, len(vectors) - 1, round(len(vectors) * share))
+    count = ceil(len(vectors) * share)  # of many small parts each gives one
+    places = np.linspace(0, len(vectors) - 1, count)
     return vectors[places.astype(np.int64)]

@@ -7,6 +7,7 @@ by its id with a binary search.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,26 @@ def row_ids(keys: Iterable[str]) -> Rows:
 
 
 def read_columns(folder: Path) -> list[str]:
-    """Names of the metadata columns of a segment on disk."""
-    with pa.memory_map(str(folder / ROWS_FILE)) as source:
-        return [name for name in pa.ipc.open_file(source).schema.names if name not in OWN_COLUMNS]
+    """Names of the metadata columns of a segment on disk.
+
+    Raises:
+        DamagedError: when the file cannot be read.
+    """
+    with _opened(folder / ROWS_FILE) as rows:
+        return [name for name in rows.schema.names if name not in OWN_COLUMNS]
+
+
+def mapped_array(path: Path) -> NDArray[Any]:
+    """An array that stays on the disk.
+
+    Raises:
+        DamagedError: when the file is missing or holds none.
+    """
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise DamagedError(f"{path}: holds no array ({error})") from None
+    return found
 
 
 class RowTable:
@@ -48,16 +66,19 @@ class RowTable:
 
     Attributes:
         ids: (rows,) int64, mapped.
+
+    Raises:
+        DamagedError: files that cannot be read, or do not belong together.
     """
 
     def __init__(self, folder: Path) -> None:
-        both = np.load(folder / IDS_FILE, mmap_mode="r", allow_pickle=False)
+        both = mapped_array(folder / IDS_FILE)
         if both.ndim != 2 or len(both) != 2 or both.dtype != np.int64:
             raise DamagedError(f"{folder / IDS_FILE}: has shape {both.shape} of {both.dtype}")
         # Plain arrays over the same mapping: indexing a memmap costs ten times as much.
         self.ids, self._order = (np.asarray(row) for row in both)
-        with pa.memory_map(str(folder / ROWS_FILE)) as source:
-            self._rows: pa.Table = pa.ipc.open_file(source).read_all()
+        with _opened(folder / ROWS_FILE) as rows:
+            self._rows: pa.Table = rows.read_all()
         if self._rows.num_rows != len(self.ids):
             raise DamagedError(f"{folder}: {IDS_FILE} and {ROWS_FILE} have not the same rows")
         self._batches = [batch for batch in self._rows.to_batches() if batch.num_rows]
@@ -119,3 +140,12 @@ class RowTable:
             return self._rows.slice(0, 0)
         first, last = int(rows[0]), int(rows[-1])
         return self._rows.slice(first, last - first + 1).take(pa.array(rows - first))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    try:
+        with pa.memory_map(str(path)) as source:
+            yield pa.ipc.open_file(source)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedError(f"{path}: cannot be read as Arrow ({error})") from None

@@ -63,8 +63,16 @@ class Queries:
     def recall(self, shards: tuple[Shard, ...]) -> tuple[float, float]:
         """Mean recall@10 and its standard error."""
         found = _best(shards, self.vectors, self.own)
-        each = [some.recall(truth) for some, truth in zip(found, self.truth, strict=True)]
+        each = [_recall(some, truth) for some, truth in zip(found, self.truth, strict=True)]
         return float(np.mean(each)), float(np.std(each) / max(1, len(each)) ** 0.5)
+
+
+def _recall(found: Matches, truth: Matches) -> float:
+    """`Matches.recall`, but of equal rows, as of copies of one image, any is right."""
+    if not len(truth):
+        return 1.0
+    last = truth.items[-1].score
+    return sum(match.score >= last for match in found) / len(truth)
 
 
 def tune(
@@ -82,7 +90,7 @@ def tune(
         embeddings: where to find vectors of the other tower.
 
     Raises:
-        InputError: embeddings of another model.
+        MismatchError: embeddings of another model.
         DamagedError: a file that is missing or changed.
     """
     home = manifest.shards[0].node
@@ -105,7 +113,7 @@ def measure(
     folder, records = IndexFolder(root), _some_shards(manifest)
     opened = tuple(Shard.open(folder, shard, manifest.settings, verify=False) for shard in records)
     steps = _steps(opened)
-    if steps is None:
+    if steps is None or not any(map(len, opened)):
         return None
     rng = np.random.default_rng(0)
     kinds = {
@@ -150,7 +158,8 @@ def _staircase(
             points[found] = points[found].model_copy(update={"ms": cost})
         yield from (points[depth] for depth in sorted(points))
         best = max(min(point.recall.values()) for point in points.values())
-        if not found or (found > deepest and best - before < NO_GAIN):
+        edged = deepest < len(row) - 1  # some row before has reached the target
+        if not found or (found > deepest and edged and best - before < NO_GAIN):
             return
         deepest, before = min(found, deepest), best
 
