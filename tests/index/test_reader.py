@@ -86,7 +86,7 @@ def test_rows_columns_and_vectors_come_with_the_matches(index, vectors, queries)
     assert filled.ids == plain.ids
     for match in filled:
         row = int(match.key.removeprefix("s/"))
-        assert match.columns == ({"n": row, "late": True} if row >= 60 else {"n": row})
+        assert match.columns == {"n": row, "late": True if row >= 60 else None}
         np.testing.assert_array_equal(match.vector, vectors[row].astype(np.float32))
     assert index.columns == {"n", "caption", "late"}
     assert index.column("n") == {f"s/{row}": row for row in range(ROWS)}
