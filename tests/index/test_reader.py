@@ -90,7 +90,7 @@ def test_rows_columns_and_vectors_come_with_the_matches(index, vectors, queries)
         np.testing.assert_array_equal(match.vector, vectors[row].astype(np.float32))
     assert index.columns == {"n", "caption", "late"}
     assert index.column("n") == {f"s/{row}": row for row in range(ROWS)}
-    assert len(index.column("late")) == 30
+    assert sum(late is True for late in index.column("late").values()) == 30
 
 
 def test_threshold_filter_and_exactness_are_obeyed(index, vectors, queries):
