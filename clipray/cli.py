@@ -114,11 +114,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+    except OSError as error:
+        log.debug("unexpected error", exc_info=True)
+        _say(_told(error))
+        return ClipRayError.exit_code
     except Exception as error:  # a bug, or a library's error that nobody translated
         log.debug("unexpected error", exc_info=True)
-        told = (str(error).strip().splitlines() or [""])[-1]
-        _say(f"{type(error).__name__}: {told} (-v shows where)")
+        _say(_unexpected(error))
         return ClipRayError.exit_code
+
+
+def _told(error: OSError) -> str:
+    """What the system says about a file, such as that the disk is full."""
+    path = error.filename2 or error.filename
+    return f"{path}: {error.strerror}" if path and error.strerror else _unexpected(error)
+
+
+def _unexpected(error: Exception) -> str:
+    told = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {told} (-v shows where)"
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:

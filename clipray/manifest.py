@@ -40,10 +40,14 @@ class FileRecord(Config):
         """Compare with the file on disk.
 
         Raises:
-            DamagedError: when it is missing, cut or changed.
+            DamagedError: when it is missing, cut, changed or cannot be read.
         """
         self.require(path)
-        if storage.sha256_file(path) != self.sha256:
+        try:
+            found = storage.sha256_file(path)
+        except OSError as error:
+            raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
+        if found != self.sha256:
             raise DamagedError(f"{path}: its sha256 is not the one of its manifest; it was changed")
 
     def require(self, path: Path) -> None:

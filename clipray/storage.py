@@ -26,8 +26,9 @@ def write_file(path: Path, data: bytes) -> None:
     """Write `data` durably and replace what stood at `path`."""
     staged = staging_path(path)
     try:
-        _write(staged, data)
-        staged.replace(path)
+        with _naming(path):
+            _write(staged, data)
+            staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -37,8 +38,9 @@ def create_file(path: Path, data: bytes) -> bool:
     """Write `data` durably unless `path` exists; says whether it was this call that created it."""
     staged = staging_path(path)
     try:
-        _write(staged, data)
-        os.link(staged, path)
+        with _naming(path):
+            _write(staged, data)
+            os.link(staged, path)
     except FileExistsError:
         return False
     finally:
@@ -58,13 +60,15 @@ class Sink:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._path = Path(stream.name)
         self._digest = hashlib.sha256()
         self.size = 0
 
     def write(self, data: Buffer) -> int:
         """Append bytes; returns how many."""
         view = memoryview(data).cast("B")
-        self._stream.write(view)
+        with _naming(self._path):
+            self._stream.write(view)
         self._digest.update(view)
         self.size += len(view)
         return len(view)
@@ -86,11 +90,12 @@ def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
     make_folder(path.parent)
     staged = staging_path(path)
     try:
-        with staged.open("wb") as stream:
-            sink = Sink(stream)
-            fill(sink)
-            _flush(stream.fileno(), stream.flush)
-        staged.replace(path)
+        with _naming(path):
+            with staged.open("wb") as stream:
+                sink = Sink(stream)
+                fill(sink)
+                _flush(stream.fileno(), stream.flush)
+            staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -100,7 +105,7 @@ def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
 @contextmanager
 def hashed(path: Path) -> Iterator[Sink]:
     """Yield a sink into a file of a staged folder, which flushes it with all the others."""
-    with path.open("wb") as stream:
+    with _naming(path), path.open("wb") as stream:
         yield Sink(stream)
 
 
@@ -116,8 +121,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
     _clear(path)
     make_folder(path.parent)
     staged = staging_path(path)
-    staged.mkdir()
     try:
+        with _naming(path):
+            staged.mkdir()
         yield staged
         sync_tree(staged)
         staged.replace(path)  # an empty folder at `path` is replaced, a full one refuses
@@ -218,6 +224,19 @@ def _flush(descriptor: int, flush: Callable[[], None]) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name `path`: a write names no file, others name a staged one."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno and (named is None or (isinstance(named, str) and is_staging(Path(named)))):
+            error.filename = str(path)
+        raise

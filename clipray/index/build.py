@@ -84,10 +84,10 @@ def build(config: IndexBuildConfig) -> BuildReport:
         manifest = made.manifest
         if config.method == "auto":
             manifest = tune(manifest, config.recall, workers, parts.root)
+        storage.write_file(_settings_file(folder), to_yaml(config).encode())
         if not folder.commit(manifest):
             raise OutputError(f"{folder.root}: another build was first; choose another folder")
         made.ledger.clear()
-    storage.write_file(folder.root / "build.yaml", to_yaml(config).encode())
     return BuildReport(
         index=folder.root,
         version=manifest.version,
@@ -100,6 +100,10 @@ def build(config: IndexBuildConfig) -> BuildReport:
     )
 
 
+def _settings_file(folder: IndexFolder) -> Path:
+    return folder.root / "build.yaml"
+
+
 def _require_free(folder: IndexFolder) -> None:
     versions = folder.versions()
     if versions:
@@ -108,6 +112,7 @@ def _require_free(folder: IndexFolder) -> None:
             "it with `clipray index append`"
         )
     ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
+    ours.add(_settings_file(folder))
     root = folder.root
     others = [path for path in root.iterdir() if path not in ours] if root.is_dir() else [root]
     if root.exists() and not all(map(storage.is_staging, others)):

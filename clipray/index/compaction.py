@@ -134,7 +134,7 @@ class _Compaction:
     workers: Workers
 
     def run(self) -> IndexManifest | None:
-        """Write and commit; None where the old segments were gone by then."""
+        """Write and commit; None where the old segments were gone or had changed back by then."""
         built = self._build()
         gone = False
 
@@ -143,9 +143,10 @@ class _Compaction:
             here = {segment.id: segment for segment in newest.segments}
             gone = not self.old.keys() <= here.keys()
             gone |= len(newest.shards) != len(self.base.shards)
-            if gone:
+            fresh = None if gone else self._without_later_deaths(built, here)
+            gone = fresh is None
+            if fresh is None:
                 return None
-            fresh = self._without_later_deaths(built, here)
             return newest.next("compact", shards=self._reassembled(newest, fresh))
 
         done = self.folder.amend(on_top)
@@ -183,16 +184,22 @@ class _Compaction:
 
     def _without_later_deaths(
         self, built: Sequence[ShardRecord], here: Mapping[str, SegmentRecord]
-    ) -> list[ShardRecord]:
-        """The new segments, with those rows marked that died in the old ones meanwhile."""
+    ) -> list[ShardRecord] | None:
+        """The new segments, with those rows marked that died in the old ones meanwhile.
+
+        None where a row of the old ones lives again, which the new ones do not have.
+        """
         old = self.old
         changed = [name for name in old if old[name].deletions != here[name].deletions]
         if not changed:
             return list(built)
         homes = {p.segment.id: self._node(rewrite) for rewrite in self.plan for p in rewrite.old}
         calls = [(old[name], here[name]) for name in changed]
-        found = self.workers.run(died_since, calls, [homes[name] for name in changed])
-        doomed = Doomed(ids=np.concatenate([each.result for each in found]))
+        done = self.workers.run(died_since, calls, [homes[name] for name in changed])
+        found = [each.result for each in done]
+        if any(ids is None for ids in found):
+            return None
+        doomed = Doomed(ids=np.concatenate(found))
         marking = [(shard, doomed) for shard in built]
         marked = in_order(self.workers.run(mark_shard, marking, self.nodes))
         return [each.result.shard for each in marked]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clipray import storage
 from clipray.errors import DamagedError
 from clipray.index.manifest import Deletions, IndexFolder, SegmentRecord, ShardRecord
-from clipray.index.table import IDS_FILE, ROWS_FILE, RowTable
+from clipray.index.table import IDS_FILE, ROWS_FILE, RowTable, mapped_array
 from clipray.manifest import FileRecord
 
 Rows = NDArray[np.int64]
@@ -57,10 +57,13 @@ def dead_rows(folder: IndexFolder, segment: SegmentRecord) -> Mask:
     if segment.deletions is None:
         return np.zeros(segment.rows, bool)
     path = folder.deletions / segment.deletions.name
-    bits = np.load(path, allow_pickle=False)
+    bits = mapped_array(path)
     if bits.dtype != np.uint8 or bits.shape != (-(-segment.rows // 8),):
         raise DamagedError(f"{path}: no bitmap of {segment.rows} rows")
-    return np.unpackbits(bits, count=segment.rows).astype(bool)
+    dead = np.unpackbits(bits, count=segment.rows).astype(bool)
+    if (found := int(dead.sum())) != segment.dead:
+        raise DamagedError(f"{path}: {found} rows are dead in it, its manifest says {segment.dead}")
+    return dead
 
 
 def mark_shard(root: Path, shard: ShardRecord, doomed: Doomed) -> Marked:
@@ -79,13 +82,19 @@ def mark_shard(root: Path, shard: ShardRecord, doomed: Doomed) -> Marked:
     )
 
 
-def died_since(root: Path, before: SegmentRecord, now: SegmentRecord) -> Rows:
-    """Ids of the rows that are dead now and were not before."""
-    if before.deletions == now.deletions:
-        return np.empty(0, np.int64)
+def died_since(root: Path, before: SegmentRecord, now: SegmentRecord) -> Rows | None:
+    """Ids of the rows that are dead now and were not before; None where one lives again.
+
+    Raises:
+        DamagedError: a file that is missing or changed.
+    """
     folder = IndexFolder(root)
-    later = _dead(folder, now) & ~_dead(folder, before)
-    return RowTable(folder.segment(now.id)).ids[later]
+    dead, had = _dead(folder, now), _dead(folder, before)
+    if (had & ~dead).any():  # after a rollback
+        return None
+    home = folder.segment(now.id)
+    now.files[IDS_FILE].verify(home / IDS_FILE)
+    return RowTable(home).ids[dead & ~had]
 
 
 def _mark(

@@ -251,7 +251,7 @@ class IndexFolder:
             raise InputError(f"{self.root}: has no version {chosen}, only {versions}")
         path = self.version_file(chosen)
         try:
-            return _read(path)
+            return _read(path, chosen)
         except DamagedError as error:
             older = [number for number in versions if number != chosen]
             advice = f"; `clipray index rollback` can go back to {older}" if older else ""
@@ -260,14 +260,20 @@ class IndexFolder:
     def _require_files(self, segments: Iterable[SegmentRecord]) -> None:
         for path, record in (file for segment in segments for file in self.files(segment)):
             if not path.is_file() or path.stat().st_size != record.bytes:
-                raise OutputError(f"{path}: gone before its version was committed; run it again")
+                raise OutputError(
+                    f"{path}: gone before its version was committed; run it again, or see "
+                    "`clipray index verify`"
+                )
 
 
-def _read(path: Path) -> IndexManifest:
+def _read(path: Path, version: int) -> IndexManifest:
     tree = read_tree(path)
     if tree.pop("checksum", None) != _checksum(tree):
         raise DamagedError(f"{path}: its checksum is wrong, it was changed or cut")
-    return parse_tree(IndexManifest, tree, path)
+    manifest = parse_tree(IndexManifest, tree, path)
+    if manifest.version != version:
+        raise DamagedError(f"{path}: is version {manifest.version} under a wrong name")
+    return manifest
 
 
 def _checksum(tree: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def _read(path: Path, flags: int) -> Any:
     faiss.set_deserialization_vector_byte_limit(max(16 << 20, 8 * path.stat().st_size))
     try:
         return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise DamagedError(f"{path}: Faiss cannot read it ({str(error)[-200:]})") from None
 
 
@@ -163,4 +163,7 @@ class Segment:
         index = map_faiss(path)
         if index.ntotal != len(self.table):
             raise DamagedError(f"{path}: has {index.ntotal} rows, the segment {len(self.table)}")
+        kind = index.d, index.metric_type, index.is_trained
+        if kind != (self.vectors.shape[1], faiss.METRIC_INNER_PRODUCT, True):
+            raise DamagedError(f"{path}: dimension, metric and training are {kind}")
         return Approximate(index, self._exact, settings)

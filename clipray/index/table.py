@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ ROWS_FILE = "rows.arrow"
 IDS_FILE = "ids.npy"
 
 OWN_COLUMNS = ("id", "key")
+
+# What numpy raises for a header that was changed.
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, MemoryError, TokenError)
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -55,9 +59,12 @@ def mapped_array(path: Path) -> NDArray[Any]:
         DamagedError: when the file is missing or holds none.
     """
     try:
-        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        found: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
         raise DamagedError(f"{path}: holds no array ({error})") from None
+    told = found.offset + found.nbytes
+    if told != path.stat().st_size or not found.flags.c_contiguous:
+        raise DamagedError(f"{path}: its header does not fit its size")
     return found
 
 
@@ -79,6 +86,9 @@ class RowTable:
         self.ids, self._order = (np.asarray(row) for row in both)
         with _opened(folder / ROWS_FILE) as rows:
             self._rows: pa.Table = rows.read_all()
+            named = tuple(self._rows.column_names[:2])
+        if named != OWN_COLUMNS:
+            raise DamagedError(f"{folder / ROWS_FILE}: begins with {named}, not {OWN_COLUMNS}")
         if self._rows.num_rows != len(self.ids):
             raise DamagedError(f"{folder}: {IDS_FILE} and {ROWS_FILE} have not the same rows")
         self._batches = [batch for batch in self._rows.to_batches() if batch.num_rows]
@@ -147,5 +157,5 @@ def _opened(path: Path) -> Iterator[pa.ipc.RecordBatchFileReader]:
     try:
         with pa.memory_map(str(path)) as source:
             yield pa.ipc.open_file(source)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(f"{path}: cannot be read as Arrow ({error})") from None
