@@ -43,6 +43,14 @@ print(json.dumps([len(index), len(found[0]), opened, first, grown, checked]))
 """
 
 
+BUILD = """
+import sys
+from pathlib import Path
+from tests.index.test_scale import build
+build(Path(sys.argv[1]), Path(sys.argv[2]), "Flat")
+"""
+
+
 def embed(root, rows):
     """Clustered vectors, in parts as an embedding job writes them."""
     rng = np.random.default_rng(0)
@@ -80,6 +88,22 @@ def test_appending_a_hundredth_costs_little(tmp_path, method, record_property):
     record_property("share", appended / rebuilt)
     print(f"{method}: {appended:.3f} of {rebuilt:.1f} CPU s, {appended / rebuilt:.2%}")  # noqa: T201
     assert appended < 0.05 * rebuilt
+
+
+def most_memory(code, *arguments):
+    """MB that a process held at most."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def test_building_holds_one_part_at_a_time(tmp_path):
+    few, many = embed(tmp_path / "few", 50_000), embed(tmp_path / "many", 500_000)
+    held = [most_memory(BUILD, root, tmp_path / root.name / "i") for root in (few, many)]
+    print(f"built 50,000 and 500,000 rows with {held[0]:.0f} and {held[1]:.0f} MB")  # noqa: T201
+    assert held[1] - held[0] < 100  # the vectors alone are 461 MB more
 
 
 @pytest.mark.parametrize("method", ["Flat", "auto"])
