@@ -62,6 +62,8 @@ class Index:
             try:
                 shards[number] = Shard.open(folder, record, manifest.settings, verify=verify)
             except DamagedError as error:
+                if version is None and folder.passed(manifest.version):
+                    return cls.open(uri, verify=verify, partial=partial)
                 if not partial:
                     raise
                 log.warning("shard %d is left out: %s", number, error)
