@@ -9,12 +9,15 @@ Floors, imports only go down:
 5. `serve`, `evaluate`, `search`
 4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, and `cluster`, the one place
    that starts Ray
-3. `builder`, `part`, `trainer`, `account`; `encoder`, `loader`, `shard`, `prepare`, `rows`;
-   `torch_encoder`, `onnx_encoder`, `onnx_graph`
-2. `clip`, `dataset`, `segment`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`
+3. `part`, `trainer`, `account`; `encoder`, `loader`, `prepare`, `rows`; `torch_encoder`,
+   `onnx_encoder`, `onnx_graph`
+2. `clip`, `dataset`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`
 1. `sources`, `shards`, `samples`, `masks`, `exported`, `pixels`; `manifest`, `images`, `texts`,
    `augment`, `tar`, `parquet`, `filters`, `report`, `metrics`, `tally`
 0. `config`, `matches`, `storage`, `uri`, `errors`
+
+`index` has floors of its own, from its commands down to `index.manifest`; all but the commands and
+`index.tasks` lies below Ray.
 """
 
 __version__ = "0.1.0"

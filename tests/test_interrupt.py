@@ -10,7 +10,7 @@ import pytest
 from clipray.embeddings import EmbeddingsFolder
 from clipray.index.manifest import IndexFolder
 from tests.drawing import write_folder
-from tests.processes import of_session, start
+from tests.processes import of_session, reap, start
 
 START_S = 120  # until Ray stands, on a busy machine
 
@@ -35,18 +35,26 @@ def interrupted(arguments, sign, environment=None, pause=0.0):
         stdout=subprocess.PIPE,
         env=os.environ | (environment or {}),
     ) as process:
-        os.set_blocking(process.stderr.fileno(), False)
-        said, began = b"", time.monotonic()
-        while sign.encode() not in said and process.poll() is None:
-            assert time.monotonic() - began < START_S, said[-2000:]
-            said += process.stderr.read() or b""
-            time.sleep(0.05)
-        assert process.poll() is None, said[-2000:]
-        time.sleep(pause)
-        os.killpg(process.pid, signal.SIGINT)
-        code = process.wait(timeout=60)
-        said += process.stderr.read() or b""
+        try:
+            code, said = _interrupt(process, sign.encode(), pause)
+        except BaseException:
+            reap(process.pid)  # or leaving the block would wait for it for ever
+            raise
     return code, said.decode(), process.pid
+
+
+def _interrupt(process, sign, pause):
+    os.set_blocking(process.stderr.fileno(), False)
+    said, began = b"", time.monotonic()
+    while sign not in said and process.poll() is None:
+        assert time.monotonic() - began < START_S, said[-2000:]
+        said += process.stderr.read() or b""
+        time.sleep(0.05)
+    assert process.poll() is None, said[-2000:]
+    time.sleep(pause)
+    os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(timeout=60)
+    return code, said + (process.stderr.read() or b"")
 
 
 def require_quiet(session):

@@ -7,7 +7,7 @@ from pydantic import Field
 from clipray.config import Config
 from clipray.embeddings import Parts
 from clipray.index.appending import append_parts
-from clipray.index.compaction import compact
+from clipray.index.compact import compact_where_needed
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import workers_for
 from clipray.manifest import Modality
@@ -71,7 +71,7 @@ def append(config: IndexAppendConfig) -> AppendReport:
     parts = Parts.open(config.embeddings.resolve(), config.modality or base.modality)
     with folder.writing(), workers_for(folder, base.placement, parts.rows) as workers:
         done = append_parts(folder, parts, workers)
-        manifest = compact(folder, workers, full=False) if config.compact else done.manifest
+    manifest = compact_where_needed(folder) if config.compact else done.manifest
     return AppendReport(
         index=folder.root,
         version=manifest.version,

@@ -16,6 +16,7 @@ from clipray.index.construct import IndexOptions, construct
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import RayTasks
 from clipray.index.tuning import tune
+from clipray.index.upkeep import names_in, sweep
 from clipray.manifest import Modality
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
@@ -87,7 +88,8 @@ def build(config: IndexBuildConfig) -> BuildReport:
         storage.write_file(_settings_file(folder), to_yaml(config).encode())
         if not folder.commit(manifest):
             raise OutputError(f"{folder.root}: another build was first; choose another folder")
-        made.ledger.clear()
+        # What other tries left behind belongs to no version.
+        workers.everywhere(sweep, (sorted(names_in([manifest])),))
     return BuildReport(
         index=folder.root,
         version=manifest.version,

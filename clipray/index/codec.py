@@ -57,6 +57,7 @@ def train(folder: IndexFolder, method: str, rows: int, sample: Vectors) -> Codec
     index = new_index(method, sample.shape[1], rows)
     log.info("training %s on %d rows", method, len(sample))
     inverted = inverted_of(index)
+    _be_content_with_few(index)
     if inverted is not None and faiss.get_num_gpus():
         inverted.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(index.d))
     try:
@@ -97,6 +98,15 @@ def filling(index: Any) -> Iterator[None]:
         yield
     finally:
         inverted.quantizer = quantizer
+
+
+def _be_content_with_few(index: Any) -> None:
+    """Keep Faiss from printing that there could be more rows to train on."""
+    inner: Any = faiss.downcast_index(index)
+    trained_ones: list[Any] = [inner, getattr(inner, "pq", None)]
+    for trained in trained_ones:
+        if hasattr(trained, "cp"):
+            trained.cp.min_points_per_centroid = 1
 
 
 def _publish(folder: IndexFolder, index: Any) -> Codec:

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from clipray.config import Config
 from clipray.index.compaction import compact as run
-from clipray.index.manifest import IndexFolder
+from clipray.index.compaction import needed
+from clipray.index.manifest import IndexFolder, IndexManifest
 from clipray.index.tasks import workers_for
 from clipray.report import Report
 
@@ -36,6 +37,16 @@ class CompactReport(Report):
             f"of {self.shards} shards (before: {self.segments_before} segments); "
             f"{self.dropped} dead rows left out. `clipray index gc` frees what older versions hold"
         )
+
+
+def compact_where_needed(folder: IndexFolder) -> IndexManifest:
+    """Rewrite segments that are worn or too many; the newest version where there are none."""
+    base = folder.read()
+    rows = sum(rewrite.rows for rewrite in needed(base))
+    if not rows and not base.dead:
+        return base
+    with folder.writing(), workers_for(folder, base.placement, rows) as workers:
+        return run(folder, workers, full=False)
 
 
 def compact(config: IndexCompactConfig) -> CompactReport:

@@ -27,7 +27,7 @@ from clipray.index.method import FLAT, Choice, choose, default_settings, new_ind
 from clipray.index.placing import Placed, place
 from clipray.index.survey import Mask, PartSurvey, Selection, select, survey_part
 from clipray.index.upkeep import missing_of
-from clipray.index.workers import Arguments, Workers
+from clipray.index.workers import Arguments, Workers, in_order
 
 TRIES = 3
 
@@ -149,14 +149,14 @@ def survey(placed: Placed, method: str, workers: Workers) -> tuple[list[PartSurv
     share = min(1.0, codecs.training_rows(method, parts.dim, parts.rows) / parts.rows)
     calls = [(parts.only([number]), number, share) for number in parts]
     done = workers.run(survey_part, calls, [placed.home[number] for number in parts])
-    surveys = [each.result for each in done]
+    surveys = [each.result for each in in_order(done)]
     return surveys, select(surveys)
 
 
 def feed(parts: Parts, selection: Selection, slices: Iterable[PartSlice]) -> PartFeed:
     """The selected rows of some slices."""
     pieces = [PartPiece(piece.part, _within(selection.keep[piece.part], piece)) for piece in slices]
-    return PartFeed(parts.only(piece.part for piece in pieces), tuple(pieces))
+    return PartFeed(parts.only(piece.part for piece in pieces), tuple(pieces), selection.columns)
 
 
 def _within(keep: Mask, piece: PartSlice) -> Mask:

@@ -21,6 +21,7 @@ Ranked = tuple[Rows, Vectors]  # best first
 SPARE = 16  # candidates beyond k, so that one look is nearly always enough
 MANY_QUERIES = 20  # from here on a matrix product is cheaper than a scan a query
 BLOCK_ROWS = 4096
+MOST_CANDIDATES = 1 << 22  # at a time, over all queries
 GATHER_SHARE = 1 / 32  # a smaller share of the rows is copied out before it is scanned
 
 
@@ -61,13 +62,17 @@ class ExactScan:
         found: dict[int, Ranked] = {}
         pending, wanted = np.arange(len(queries)), min(total, k + SPARE)
         while len(pending):
-            coarse, rows = self._candidates(queries[pending], wanted, allowed)
-            clear = coarse[:, min(k, wanted) - 1] - coarse[:, -1] > slack
-            clear |= wanted == total
-            for place, row in zip(pending[clear], rows[clear], strict=True):
-                best, scores = self.rescore(queries[place], row)
-                found[int(place)] = best[:k], scores[:k]
-            pending, wanted = pending[~clear], min(total, 4 * wanted)
+            unclear = []
+            # Where hundreds of rows are the same, what is looked at grows; not what is held.
+            for some in np.array_split(pending, -(-len(pending) * wanted // MOST_CANDIDATES)):
+                coarse, rows = self._candidates(queries[some], wanted, allowed)
+                clear = coarse[:, min(k, wanted) - 1] - coarse[:, -1] > slack
+                clear |= wanted == total
+                for place, row in zip(some[clear], rows[clear], strict=True):
+                    best, scores = self.rescore(queries[place], row)
+                    found[int(place)] = best[:k], scores[:k]
+                unclear.append(some[~clear])
+            pending, wanted = np.concatenate(unclear), min(total, 4 * wanted)
         return [found[place] for place in range(len(queries))]
 
     def _candidates(self, queries: Vectors, wanted: int, allowed: Mask | None) -> tuple[Any, Any]:

@@ -64,9 +64,10 @@ class Index:
             except DamagedError as error:
                 if version is None and folder.passed(manifest.version):
                     return cls.open(uri, verify=verify, partial=partial)
+                home = f" (it belongs on the disk of node {record.node})" if record.node else ""
                 if not partial:
-                    raise
-                log.warning("shard %d is left out: %s", number, error)
+                    raise DamagedError(f"{error}{home}") from None
+                log.warning("shard %d is left out: %s%s", number, error, home)
         if not shards:
             raise DamagedError(f"{folder.root}: none of its {len(manifest.shards)} shards is whole")
         return cls(manifest, shards)

@@ -10,7 +10,7 @@ from clipray.config import Config
 from clipray.errors import InputError
 from clipray.filters import FilterTree
 from clipray.index.appending import mark
-from clipray.index.compaction import compact
+from clipray.index.compact import compact_where_needed
 from clipray.index.deletions import Doomed
 from clipray.index.manifest import IndexFolder, IndexManifest
 from clipray.index.reader import check_filter
@@ -88,8 +88,8 @@ def remove(config: IndexRemoveConfig) -> RemoveReport:
     doomed = Doomed(ids=ids if named else None, filter=config.filter)
     with folder.writing(), workers_for(folder, base.placement, 0) as workers:
         manifest, removed = remove_rows(folder, doomed, workers)
-        if config.compact:
-            manifest = compact(folder, workers, full=False)
+    if config.compact:
+        manifest = compact_where_needed(folder)
     unknown = np.setdiff1d(ids, removed)
     return RemoveReport(
         index=folder.root,

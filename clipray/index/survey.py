@@ -10,9 +10,11 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipray.embeddings import Parts
+from clipray.index.columns import columns_of
 from clipray.index.table import row_ids
 
 NORM_TOLERANCE = 0.01  # float16 moves a unit vector's norm by less than 0.001
@@ -34,12 +36,14 @@ class PartSurvey:
         ids: (rows,) int64.
         usable: (rows,) bool, finite and of unit length.
         sample: some of the usable vectors, to train on.
+        schema: of its metadata.
     """
 
     part: int
     ids: Rows
     usable: Mask
     sample: Halves
+    schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class Selection:
 
     Attributes:
         keep: (rows,) bool by part.
+        columns: of the rows of all parts.
         rejected: rows left out, by part and reason.
     """
 
     keep: Mapping[int, Mask]
+    columns: pa.Schema
     rejected: Mapping[int, Mapping[str, int]]
 
     @property
@@ -85,6 +91,7 @@ def survey_part(root: Path, parts: Parts, number: int, share: float) -> PartSurv
         ids=row_ids(parts.keys(number)),
         usable=usable,
         sample=_spread(vectors[usable], share),
+        schema=parts.schema(number),
     )
 
 
@@ -99,7 +106,11 @@ def select(surveys: Iterable[PartSurvey]) -> Selection:
     entering[places[first]] = True
     ends = np.cumsum([len(survey.ids) for survey in ordered])
     keep = dict(zip((s.part for s in ordered), np.split(entering, ends[:-1]), strict=True))
-    return Selection(keep, {survey.part: _reasons(survey, keep[survey.part]) for survey in ordered})
+    return Selection(
+        keep,
+        columns_of(survey.schema for survey in ordered),
+        {survey.part: _reasons(survey, keep[survey.part]) for survey in ordered},
+    )
 
 
 def _reasons(survey: PartSurvey, keep: Mask) -> dict[str, int]:

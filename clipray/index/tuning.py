@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from clipray.embeddings import Parts
 from clipray.errors import InputError
+from clipray.index.approximate import SCAN_SHARE
 from clipray.index.manifest import (
     CurvePoint,
     IndexFolder,
@@ -194,7 +195,7 @@ def _steps(shards: tuple[Shard, ...]) -> tuple[list[SearchSettings], ...] | None
     first = next((approximate for approximate in found if approximate is not None), None)
     if first is None:
         return None
-    rescore = (1,) if first.settings.rescore == 1 else RESCORE
+    rescore = (1,) if first.settings.rescore == 1 else _worthwhile(shards)
     if first.lists:
         reaches = [{"nprobe": n} for n in _doubling(first.lists)]
     elif first.is_graph:
@@ -202,6 +203,12 @@ def _steps(shards: tuple[Shard, ...]) -> tuple[list[SearchSettings], ...] | None
     else:
         reaches = [{}]
     return tuple([SearchSettings(**reach, rescore=r) for r in rescore] for reach in reaches)
+
+
+def _worthwhile(shards: tuple[Shard, ...]) -> tuple[int, ...]:
+    """Rescoring more than these would become a scan of all rows."""
+    rows = max(len(segment.table) for shard in shards for segment in shard.segments)
+    return tuple(r for r in RESCORE if r == RESCORE[0] or 2 * K * r <= rows * SCAN_SHARE)
 
 
 def _doubling(lists: int) -> list[int]:

@@ -10,6 +10,7 @@ from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError
 from clipray.index.builder import SegmentPlan, assign_rows, build_segment
 from clipray.index.codec import train
+from clipray.index.columns import columns_of
 from clipray.index.feed import PartFeed, PartPiece, SegmentFeed, SegmentPiece
 from clipray.index.manifest import IndexFolder
 from clipray.index.segment import Segment
@@ -66,7 +67,8 @@ def plan(feed, method="Flat", codec=None):
 
 
 def of_parts(parts, *keeps):
-    return PartFeed(parts, tuple(PartPiece(number, keep) for number, keep in enumerate(keeps)))
+    pieces = (PartPiece(number, keep) for number, keep in enumerate(keeps))
+    return PartFeed(parts, tuple(pieces), columns_of(map(parts.schema, parts)))
 
 
 def every(parts):

@@ -9,15 +9,13 @@ import pytest
 from clipray.embeddings import Parts
 from clipray.errors import DamagedError
 from clipray.index import feed
+from clipray.index.columns import columns_of
 from clipray.index.deletions import Doomed, mark_shard
 from clipray.index.feed import (
     PartFeed,
     PartPiece,
     SegmentFeed,
     SegmentPiece,
-    _column_names,
-    common_schema,
-    conform,
 )
 from clipray.index.manifest import IndexFolder
 from clipray.index.table import row_ids
@@ -49,7 +47,7 @@ def parts(tmp_path, vectors):
 
 def part_feed(parts, *keeps):
     pieces = (PartPiece(number, keep) for number, keep in enumerate(keeps))
-    return PartFeed(parts, tuple(pieces))
+    return PartFeed(parts, tuple(pieces), columns_of(map(parts.schema, parts)))
 
 
 def test_selected_rows_of_parts_come_in_order(parts, vectors, tmp_path):
@@ -110,77 +108,3 @@ def test_changed_segments_are_not_fed(shard):
         with pytest.raises(DamagedError, match=path.name):
             collected(SegmentFeed((SegmentPiece(segment, 0, 3),)), folder)
         path.write_bytes(whole)
-
-
-@pytest.mark.parametrize(
-    ("kinds", "meeting"),
-    [
-        ([pa.int64(), pa.int64()], pa.int64()),
-        ([pa.null(), pa.bool_()], pa.bool_()),
-        ([pa.int64(), pa.float64()], pa.float64()),
-        ([pa.int32(), pa.int64()], pa.int64()),
-        ([pa.int64(), pa.string()], pa.string()),
-        ([pa.bool_(), pa.int64()], pa.string()),
-        ([pa.float64(), pa.null(), pa.string(), pa.int64()], pa.string()),
-        ([pa.list_(pa.int64()), pa.int64()], pa.string()),
-        ([pa.struct([("a", pa.int64())]), pa.string()], pa.string()),
-        ([pa.timestamp("s"), pa.timestamp("ms")], pa.timestamp("ms")),
-        ([pa.uint64(), pa.null()], pa.uint64()),
-        ([pa.uint64(), pa.int64()], pa.string()),
-        ([pa.decimal128(2, 1), pa.int64()], pa.string()),
-        ([pa.list_(pa.null()), pa.list_(pa.int8())], pa.list_(pa.int8())),
-    ],
-)
-def test_types_meet_or_become_text(kinds, meeting):
-    for found in (kinds, kinds[::-1]):
-        schema = common_schema(pa.schema([("a", kind), ("b", pa.int8())]) for kind in found)
-        assert schema == pa.schema([("a", meeting), ("b", pa.int8())])
-
-
-def test_columns_of_all_are_there_in_the_order_in_which_they_came():
-    one, two = pa.schema([("id", pa.int64()), ("a", pa.int8())]), pa.schema([("b", pa.int8())])
-    assert common_schema([one, two]).names == ["id", "a", "b"]
-    assert common_schema([]).names == []
-
-
-def test_rows_conform_to_the_columns_of_all():
-    schema = pa.schema(
-        [
-            ("same", pa.int64()), ("number", pa.float64()), ("text", pa.string()),
-            ("list", pa.string()), ("bytes", pa.string()), ("missing", pa.bool_()),
-        ]
-    )  # fmt: skip
-    columns = {
-        "bytes": [b"\xff", None],
-        "list": [[1, 2], None],
-        "text": [True, None],
-        "number": [1, None],
-        "same": [7, 8],
-    }
-    table = conform(pa.table(columns), schema)
-    assert table.schema == schema
-    assert table.to_pylist() == [
-        {
-            "same": 7, "number": 1.0, "text": "true", "list": "[1, 2]", "bytes": "b'\\xff'",
-            "missing": None,
-        },
-        dict.fromkeys(schema.names) | {"same": 8},
-    ]  # fmt: skip
-
-
-def test_large_numbers_do_not_wrap_around():
-    tables = [pa.table({"hash": pa.array([2**63 + 5], pa.uint64())}), pa.table({"hash": [5]})]
-    schema = common_schema(table.schema for table in tables)
-    rows = [conform(table, schema).to_pylist() for table in tables]
-    assert rows == [[{"hash": "9223372036854775813"}], [{"hash": "5"}]]
-
-
-def test_columns_of_the_input_keep_their_names_beside_ours():
-    assert _column_names(["image_path", "id", "input_id", "key", "width"]) == [
-        "key",
-        "input_input_id",
-        "input_id",
-        "input_key",
-        "width",
-    ]
-    assert _column_names(["image_path", "caption"]) == ["key", "caption"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clipray.errors import DamagedError
 from clipray.index.deletions import Doomed, mark_shard
+from clipray.index.exact import MANY_QUERIES
 from clipray.index.segment import Hit
 from clipray.index.shard import Shard, Wanted, merge_batches, search_shards
 from clipray.index.table import row_id
@@ -113,7 +114,7 @@ def open_shards(folder, drawn, numbers, dead, shards):
     distinct=st.sampled_from([1, 8, 1000]),
     dead=st.sampled_from([0, 0, 0.3, 0.9, 1]),
     tree=st.sampled_from(FILTERS),
-    count=st.sampled_from([1, 2, 16]),
+    count=st.sampled_from([1, 2, MANY_QUERIES]),
     k=st.sampled_from([1, 5, 30, 300]),
 )
 def test_flat_is_brute_force(tmp_path_factory, seed, sizes, shards, distinct, dead, tree, count, k):

@@ -1,6 +1,7 @@
 """What enters an index: usable vectors, and of rows with one key the first that is usable."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,7 @@ def test_selecting_is_what_a_loop_would_do(parts, random):
             ids=row_ids(str(key) for key, _ in rows),
             usable=np.array([usable for _, usable in rows], bool),
             sample=NOTHING,
+            schema=pa.schema([("image_path", pa.string())]),
         )
         for number, rows in enumerate(parts)
     ]

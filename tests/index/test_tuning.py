@@ -94,7 +94,8 @@ def test_what_cannot_be_reached_is_told(caplog, tmp_path, root):
     done = tuned(folder, manifest, 0.9999)
     assert not done.tuning.reached
     assert "recall 1.000 was not reached" in caplog.text
-    assert done.settings == done.tuning.curve[-1].settings == SearchSettings(rescore=100)
+    # To rescore more of these few rows would be to look at all of them.
+    assert done.settings == done.tuning.curve[-1].settings == SearchSettings(rescore=70)
     assert all(point.ms is None for point in done.tuning.curve)
 
 
