@@ -1,13 +1,13 @@
 """Several processes write to one index: what each was told is kept, and no version is a mixture."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
 import pytest
 
 from clipray.embeddings import Parts
 from clipray.errors import OutputError
-from clipray.index import Index, compaction
+from clipray.index import Index, build, compaction
 from clipray.index.appending import append_parts
 from clipray.index.builder import build_segment
 from clipray.index.compaction import compact
@@ -179,6 +179,32 @@ def test_a_killed_process_holds_no_lock(folder, tmp_path, words):
     with folder.writing():
         append_parts(folder, Parts.open(tmp_path / "more"), Here(folder.root))
     assert content(folder.root) == before | fresh
+
+
+def test_a_build_that_tidies_up_takes_nothing_from_a_writer_that_came_after_it(
+    tmp_path, monkeypatch
+):
+    rows = embed(tmp_path / "first", FIRST, 0) | embed(tmp_path / "more", ["b/0"], 1)
+    folder = IndexFolder(tmp_path / "index")
+    (folder.segments / "rest of a try").mkdir(parents=True)
+    published = IndexFolder.commit
+
+    def commit_and_see_an_append(self, manifest):
+        done = published(self, manifest)
+        if manifest.version == 1:
+            with self.writing():
+                append_parts(self, Parts.open(tmp_path / "more"), Here(self.root))
+        return done
+
+    monkeypatch.setattr(IndexFolder, "commit", commit_and_see_an_append)
+    monkeypatch.setattr(build.cluster, "session", lambda **_: nullcontext())
+    monkeypatch.setattr(build, "RayTasks", lambda folder, _: Here(folder.root))
+    with without_fsync():
+        config = build.IndexBuildConfig(embeddings=tmp_path / "first", index=folder.root)
+        assert build.build(config).version == 1
+    assert content(folder.root) == rows
+    assert content(folder.root, 1).keys() == set(FIRST)
+    assert not (folder.segments / "rest of a try").exists()
 
 
 class Meanwhile(Here):
