@@ -4,6 +4,7 @@ Run again after it was killed, a build goes on with the shards that are finished
 """
 
 import logging
+import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -16,7 +17,8 @@ from clipray.index.construct import IndexOptions, construct
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import RayTasks
 from clipray.index.tuning import tune
-from clipray.index.upkeep import names_in, sweep
+from clipray.index.upkeep import collect_garbage
+from clipray.index.workers import Workers
 from clipray.manifest import Modality
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
@@ -79,17 +81,17 @@ def build(config: IndexBuildConfig) -> BuildReport:
     _require_free(folder)
     if parts.unfinished > 0:
         log.warning("%s: %d shards are not embedded, left out", parts.root, parts.unfinished)
-    with folder.writing(), cluster.session(cpus=1):
+    with cluster.session(cpus=1):
         workers = RayTasks(folder, config.placement)
-        made = construct(parts, folder, config, workers)
-        manifest = made.manifest
-        if config.method == "auto":
-            manifest = tune(manifest, config.recall, workers, parts.root)
-        storage.write_file(_settings_file(folder), to_yaml(config).encode())
-        if not folder.commit(manifest):
-            raise OutputError(f"{folder.root}: another build was first; choose another folder")
-        # What other tries left behind belongs to no version.
-        workers.everywhere(sweep, (sorted(names_in([manifest])),))
+        with folder.writing():
+            made = construct(parts, folder, config, workers)
+            manifest = made.manifest
+            if config.method == "auto":
+                manifest = tune(manifest, config.recall, workers, parts.root)
+            storage.write_file(_settings_file(folder), to_yaml(config).encode())
+            if not folder.commit(manifest):
+                raise OutputError(f"{folder.root}: another build was first; choose another folder")
+        _tidy(folder, workers)
     return BuildReport(
         index=folder.root,
         version=manifest.version,
@@ -100,6 +102,14 @@ def build(config: IndexBuildConfig) -> BuildReport:
         rows=manifest.rows,
         rejected=made.rejected,
     )
+
+
+def _tidy(folder: IndexFolder, workers: Workers) -> None:
+    """Delete what other tries left behind; all versions stay, as does all while somebody writes."""
+    try:
+        collect_garbage(folder, sys.maxsize, workers)
+    except OutputError as error:
+        log.info("%s", error)
 
 
 def _settings_file(folder: IndexFolder) -> Path:

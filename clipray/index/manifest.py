@@ -177,6 +177,10 @@ class IndexFolder:
         if segment.deletions:
             yield self.deletions / segment.deletions.name, segment.deletions.file
 
+    def passed(self, version: int) -> bool:
+        """Whether this newest version is so no more: `gc` may have taken what it names."""
+        return self.versions()[-1:] != [version]
+
     def version_file(self, version: int) -> Path:
         """Manifest of one version."""
         return self.manifests / f"{version:020d}.json"
@@ -253,6 +257,8 @@ class IndexFolder:
         try:
             return _read(path, chosen)
         except DamagedError as error:
+            if version is None and self.passed(chosen):
+                return self.read()
             older = [number for number in versions if number != chosen]
             advice = f"; `clipray index rollback` can go back to {older}" if older else ""
             raise DamagedError(f"{error}{advice}") from None

@@ -62,6 +62,8 @@ class Index:
             try:
                 shards[number] = Shard.open(folder, record, manifest.settings, verify=verify)
             except DamagedError as error:
+                if version is None and folder.passed(manifest.version):
+                    return cls.open(uri, verify=verify, partial=partial)
                 home = f" (it belongs on the disk of node {record.node})" if record.node else ""
                 if not partial:
                     raise DamagedError(f"{error}{home}") from None

@@ -73,7 +73,7 @@ def collect_garbage(folder: IndexFolder, keep: int, workers: Workers) -> int:
         with storage.locked(folder.lock):
             kept = [folder.read(version) for version in folder.versions()[-keep:]]
             freed = _drop_versions(folder, kept)
-            swept = workers.everywhere(sweep, (sorted(names_in(kept)),))
+            swept = workers.everywhere(sweep, (sorted(_names(kept)),))
             return freed + sum(map(int, swept.values()))
     except BlockingIOError:
         raise OutputError(
@@ -103,7 +103,7 @@ def _told(root: Path, shard: ShardRecord, check: Callable[[FileRecord, Path], No
     return found
 
 
-def names_in(kept: Iterable[IndexManifest]) -> Iterator[str]:
+def _names(kept: Iterable[IndexManifest]) -> Iterator[str]:
     """What versions need: names of segments, bitmaps and codecs."""
     for manifest in kept:
         if manifest.codec:

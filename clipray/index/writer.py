@@ -38,15 +38,14 @@ class SegmentWriter:
     ) -> None:
         self._folder, self._rows, self._index = folder, rows, index
         self._ids: list[NDArray[np.int64]] = []
-        with ExitStack() as opening:  # which closes them where one cannot be opened
-            self._vectors = opening.enter_context(storage.hashed(folder / VECTORS_FILE))
-            self._table = opening.enter_context(storage.hashed(folder / ROWS_FILE))
-            self._batches = opening.enter_context(
-                pa.ipc.new_file(pa.PythonFile(self._table, mode="w"), schema)
-            )
-            header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
-            np.lib.format.write_array_header_1_0(self._vectors, header)
-            self._open = opening.pop_all()
+        self._open = ExitStack()
+        self._vectors = self._open.enter_context(storage.hashed(folder / VECTORS_FILE))
+        self._table = self._open.enter_context(storage.hashed(folder / ROWS_FILE))
+        self._batches = self._open.enter_context(
+            pa.ipc.new_file(pa.PythonFile(self._table, mode="w"), schema)
+        )
+        header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(self._vectors, header)
         self.files: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
