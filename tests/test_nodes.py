@@ -17,6 +17,7 @@ from tests.simulated import simulated
 
 CPUS = 2
 HOLD_S = 30  # longer than a test takes
+HELD = "flowers-a9b2ae66"  # of /data/flowers
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +142,14 @@ def test_nodes_go_by_their_labels(driver):
 def test_unpinned_tasks_are_spread_over_all_nodes(driver, disks):
     done = driver.run(drive, look, [Call(Path("/data/flowers"))] * 6)
     assert {node for _, node in done} == {"a", "b", "c"}
-    assert all(result == (node, disks / node / "flowers") for result, node in done)
+    assert all(result == (node, disks / node / HELD) for result, node in done)
 
 
 def test_pinned_tasks_stay_where_they_belong(driver, disks):
     names = "bcbbca"  # more of b than it can run at once
     calls = [Call(Path("/data/flowers"), on=name) for name in names]
     done = driver.run(drive, look, calls)
-    assert done == [((name, disks / name / "flowers"), name) for name in names]
+    assert done == [((name, disks / name / HELD), name) for name in names]
     near = driver.run(drive, look, [Call(Path("/x"), near=name) for name in names])
     assert [node for _, node in near] == list(names)
 
@@ -251,4 +252,5 @@ def test_a_node_holds_its_files_under_the_same_path_or_where_its_environment_say
     monkeypatch.delenv("CLIPRAY_NODE_ROOT", raising=False)
     assert nodes.local_root(Path("/data/flowers")) == Path("/data/flowers")
     monkeypatch.setenv("CLIPRAY_NODE_ROOT", "/mnt/fast")
-    assert nodes.local_root(Path("/data/flowers")) == Path("/mnt/fast/flowers")
+    assert nodes.local_root(Path("/data/flowers")) == Path("/mnt/fast") / HELD
+    assert nodes.local_root(Path("/other/flowers")) != Path("/mnt/fast") / HELD

@@ -71,7 +71,9 @@ def append(config: IndexAppendConfig) -> AppendReport:
     parts = Parts.open(config.embeddings.resolve(), config.modality or base.modality)
     with folder.writing(), workers_for(folder, base.placement, parts.rows) as workers:
         done = append_parts(folder, parts, workers)
-    manifest = compact_where_needed(folder) if config.compact else done.manifest
+    manifest = done.manifest
+    if config.compact:
+        manifest = compact_where_needed(folder, manifest)
     return AppendReport(
         index=folder.root,
         version=manifest.version,

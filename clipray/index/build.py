@@ -12,7 +12,7 @@ from pydantic import Field
 from clipray import cluster, storage
 from clipray.config import to_yaml
 from clipray.embeddings import Parts
-from clipray.errors import OutputError
+from clipray.errors import OutputError, UnavailableError
 from clipray.index.construct import IndexOptions, construct
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import RayTasks
@@ -105,10 +105,13 @@ def build(config: IndexBuildConfig) -> BuildReport:
 
 
 def _tidy(folder: IndexFolder, workers: Workers) -> None:
-    """Delete what other tries left behind; all versions stay, as does all while somebody writes."""
+    """Delete what other tries left behind; all versions stay, as does all while somebody writes.
+
+    On a node that is lost by now it stays as well, until the next `gc`.
+    """
     try:
         collect_garbage(folder, sys.maxsize, workers)
-    except OutputError as error:
+    except (OutputError, UnavailableError) as error:
         log.info("%s", error)
 
 

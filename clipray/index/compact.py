@@ -1,15 +1,19 @@
 """`clipray index compact`: one segment a shard again, or another number of shards."""
 
+import logging
 from pathlib import Path
 
 from pydantic import Field
 
 from clipray.config import Config
+from clipray.errors import ClipRayError
 from clipray.index.compaction import compact as run
 from clipray.index.compaction import needed
 from clipray.index.manifest import IndexFolder, IndexManifest
 from clipray.index.tasks import workers_for
 from clipray.report import Report
+
+log = logging.getLogger(__name__)
 
 
 class IndexCompactConfig(Config):
@@ -39,14 +43,21 @@ class CompactReport(Report):
         )
 
 
-def compact_where_needed(folder: IndexFolder) -> IndexManifest:
-    """Rewrite segments that are worn or too many; the newest version where there are none."""
-    base = folder.read()
-    rows = sum(rewrite.rows for rewrite in needed(base))
-    if not rows and not base.dead:
-        return base
-    with folder.writing(), workers_for(folder, base.placement, rows) as workers:
-        return run(folder, workers, full=False)
+def compact_where_needed(folder: IndexFolder, done: IndexManifest) -> IndexManifest:
+    """Rewrite segments that are worn or too many after a change; returns the newest version.
+
+    The change is committed, so an error here is told and does not fail it.
+    """
+    plan = needed(done)
+    if not plan:
+        return done
+    rows = sum(rewrite.rows for rewrite in plan)
+    try:
+        with folder.writing(), workers_for(folder, done.placement, rows) as workers:
+            return run(folder, workers, full=False)
+    except (ClipRayError, OSError) as error:
+        log.warning("version %d is committed, but not compacted: %s", done.version, error)
+        return done
 
 
 def compact(config: IndexCompactConfig) -> CompactReport:

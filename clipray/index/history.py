@@ -1,5 +1,6 @@
 """`clipray index rollback` and `gc`: going back to old versions, and parting with them."""
 
+import logging
 from pathlib import Path
 
 from pydantic import Field
@@ -8,8 +9,10 @@ from clipray.config import Config
 from clipray.errors import DamagedError
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import workers_for
-from clipray.index.upkeep import all_damage, collect_garbage, roll_back
+from clipray.index.upkeep import SHARED, all_damage, collect_garbage, roll_back
 from clipray.report import Report
+
+log = logging.getLogger(__name__)
 
 
 class IndexRollbackConfig(Config):
@@ -43,6 +46,8 @@ def rollback(config: IndexRollbackConfig) -> RollbackReport:
     old = folder.read(config.version)
     with folder.writing(), workers_for(folder, old.placement, 0) as workers:
         damage = all_damage(folder, old, workers)
+        for line in damage.pop(SHARED, ()):
+            log.warning("%s", line)
         if damage:
             raise DamagedError("; ".join(line for lines in damage.values() for line in lines))
         manifest = roll_back(folder, config.version)

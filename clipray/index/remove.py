@@ -89,7 +89,7 @@ def remove(config: IndexRemoveConfig) -> RemoveReport:
     with folder.writing(), workers_for(folder, base.placement, 0) as workers:
         manifest, removed = remove_rows(folder, doomed, workers)
     if config.compact:
-        manifest = compact_where_needed(folder)
+        manifest = compact_where_needed(folder, manifest)
     unknown = np.setdiff1d(ids, removed)
     return RemoveReport(
         index=folder.root,

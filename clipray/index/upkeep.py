@@ -15,6 +15,8 @@ from clipray.index.manifest import COMMIT_TRIES, IndexFolder, IndexManifest, Sha
 from clipray.index.workers import Workers
 from clipray.manifest import FileRecord
 
+SHARED = -1  # in place of the number of a shard
+
 
 def damage_of(root: Path, shard: ShardRecord) -> list[str]:
     """What is wrong with the files of a shard; each line names one."""
@@ -29,13 +31,13 @@ def missing_of(root: Path, shard: ShardRecord) -> list[str]:
 def all_damage(
     folder: IndexFolder, manifest: IndexManifest, workers: Workers
 ) -> dict[int, list[str]]:
-    """What is wrong with a version, by shard; -1 stands for what all shards share."""
+    """What is wrong with a version, by shard; `SHARED` stands for what all shards share."""
     found: dict[int, list[str]] = {}
     if manifest.codec:
         try:
             manifest.codec.file.verify(folder.codecs / manifest.codec.name)
         except DamagedError as error:
-            found[-1] = [f"{error} (searching goes on without it, appending does not)"]
+            found[SHARED] = [f"{error} (searching goes on without it, appending does not)"]
     calls = [(shard,) for shard in manifest.shards]
     read = workers.run(damage_of, calls, [shard.node for shard in manifest.shards])
     found |= {each.call: each.result for each in read if each.result}
@@ -77,7 +79,7 @@ def collect_garbage(folder: IndexFolder, keep: int, workers: Workers) -> int:
             return freed + sum(map(int, swept.values()))
     except BlockingIOError:
         raise OutputError(
-            f"{folder.root}: a writer is at work; try again when it is done"
+            f"{folder.root}: a writer, or another `gc`, is at work; try again when it is done"
         ) from None
 
 
