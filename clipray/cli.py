@@ -73,6 +73,9 @@ COMMANDS = {
     "index gc": Command(
         "clipray.index.history", "IndexGcConfig", "gc", "delete old versions and unneeded files"
     ),
+    "index publish": Command(
+        "clipray.index.publish", "IndexPublishConfig", "publish", "copy the newest version to a URI"
+    ),
     "index tune": Command(
         "clipray.index.tune", "IndexTuneConfig", "tune", "settings for a recall, measured"
     ),

@@ -22,7 +22,7 @@ BATCH = 256
 class EvaluateConfig(EncoderOptions):
     """Measure how often a row's caption finds that row."""
 
-    index: Path = Field(description="index folder with captions")
+    index: Path | str = Field(description="index with captions: a folder, or a URI")
 
 
 class EvaluateReport(Report):

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from clipray import storage
 from clipray.config import Config
 from clipray.errors import DamagedError, MismatchError
+from clipray.uri import AnyPath
 
 MAX_MANIFEST_BYTES = 256 << 20
 TOWER_FILE = "tower.json"  # of an exported folder, the rest of which is in `exported`
@@ -174,15 +175,28 @@ def read_tree(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise DamagedError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, no manifest")
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read as JSON ({error})") from None
+    return decode_tree(data, path)
+
+
+def decode_tree(data: bytes, path: AnyPath) -> dict[str, Any]:
+    """The JSON object in what was read from `path`.
+
+    Raises:
+        DamagedError: when it is torn.
+    """
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(tree, dict):
         raise DamagedError(f"{path}: expected a JSON object, found {type(tree).__name__}")
     return tree
 
 
-def parse_tree(kind: type[ManifestT], tree: dict[str, Any], path: Path) -> ManifestT:
+def parse_tree(kind: type[ManifestT], tree: dict[str, Any], path: AnyPath) -> ManifestT:
     """Validate the JSON object of a manifest.
 
     Raises:

@@ -31,7 +31,7 @@ Vector = NDArray[np.float32]
 class SearchConfig(EncoderOptions):
     """Search an index in this process, without a server."""
 
-    index: Path = Field(description="index folder")
+    index: Path | str = Field(description="index folder, or the URI of a published one")
     text: str | None = Field(None, description="words to look for")
     image: Path | None = Field(None, description="image file to look for")
     key: str | None = Field(None, description="key of a row of the index to look for")
@@ -72,7 +72,7 @@ def search(config: SearchConfig) -> SearchReport:
     """Open the index and, where the query needs it, the model, and search once.
 
     Raises:
-        InputError: no such index or image file.
+        InputError: no such index or image file, or a store that cannot be read.
         MismatchError: the model is not the one the index was built with.
         QueryError: an unknown key or column.
     """

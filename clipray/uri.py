@@ -1,7 +1,7 @@
-"""Reading local paths and fsspec URIs (s3, gs, http, memory, …) through one set of functions.
+"""Local paths and fsspec URIs (s3, gs, http, memory, …) through one set of functions.
 
-A path without `://` is local. Only reading is done here; what clipray writes goes through
-`storage`. What the files mean is not known.
+A path without `://` is local. Both are read here, and whole files are sent to stores; what clipray
+writes on this machine goes through `storage`. What the files mean is not known.
 """
 
 import os
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fsspec.callbacks import Callback
 from typing_extensions import TypeIs
 from upath import UPath
 
@@ -22,6 +23,7 @@ AnyPath = Path | UPath
 ResultT = TypeVar("ResultT")
 
 TRIES = 3  # of a transfer
+CHUNK = 32 << 20  # bytes of a large file that one request brings
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # packages that a protocol needs
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
@@ -58,11 +60,15 @@ def split_name(given: str) -> tuple[str | None, str]:
     return (named[1], named[2]) if named else (None, given)
 
 
-def named_path(given: str) -> tuple[str, Path]:
-    """Take `NAME=PATH`, or a local path whose name is that of its last part, made absolute."""
+def named_place(given: str) -> tuple[str, Path | str]:
+    """Take `NAME=PLACE`, or a place with the name of its last part: a URI, or an absolute path.
+
+    Raises:
+        InputError: as for `at`.
+    """
     name, rest = split_name(given)
-    path = Path(rest).resolve()
-    return name or path.name, path
+    path = at(rest)
+    return name or name_of(path), path if is_local(path) else rest
 
 
 def is_local(path: AnyPath) -> TypeIs[Path]:
@@ -81,8 +87,12 @@ def below(path: AnyPath, folder: AnyPath) -> str:
 
 
 @contextmanager
-def reachable(path: AnyPath) -> Iterator[None]:
+def reachable(path: AnyPath, done: str = "read") -> Iterator[None]:
     """Tell errors inside the block, of any store's library, as one about `path`.
+
+    Args:
+        path: what is being used.
+        done: what is being done to it, as "cannot be …" goes on.
 
     Raises:
         InputError: naming the path and the reason.
@@ -92,7 +102,7 @@ def reachable(path: AnyPath) -> Iterator[None]:
     except ClipRayError:
         raise
     except Exception as error:
-        raise InputError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise InputError(f"{path}: cannot be {done} ({_reason(error)})") from error
 
 
 def read(path: AnyPath, offset: int, size: int) -> bytes:
@@ -107,9 +117,57 @@ def read(path: AnyPath, offset: int, size: int) -> bytes:
             return bytes(stream.read(size))
     if size <= 0:
         return b""
-    data: bytes = _retried(lambda: path.fs.cat_file(path.path, start=offset, end=offset + size))
-    # A server that does not know ranges sends the whole file.
+    data = _ranged(path, offset, size)
     return data if len(data) <= size else data[offset : offset + size]
+
+
+def chunks(path: UPath, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a remote file, or as many as it has, in pieces.
+
+    Raises:
+        OSError: as for `read`.
+    """
+    for offset in range(0, size, CHUNK):
+        asked = min(CHUNK, size - offset)
+        try:
+            data = _ranged(path, offset, asked)
+        except OSError:
+            if offset and path.fs.info(path.path).get("size") == offset:
+                return  # some stores refuse a range behind the end
+            raise
+        if len(data) > asked:
+            yield data[offset:size]
+            return
+        yield data
+        if len(data) < asked:
+            return
+
+
+def send(source: Path, path: UPath, told: Callable[[int], object]) -> None:
+    """Copy a local file to a store.
+
+    Args:
+        source: the file.
+        path: what it becomes there.
+        told: is told how many bytes are sent.
+
+    Raises:
+        OSError: when it cannot be sent.
+    """
+    hooks = {"told": lambda size, value: told(value)}
+    _retried(lambda: path.fs.put_file(str(source), path.path, callback=Callback(hooks=hooks)))
+
+
+def create(path: UPath, data: bytes) -> None:
+    """Write a file to a store that must not be there yet.
+
+    Two writers at once are told apart only by a store that can create exclusively (S3, Google's).
+
+    Raises:
+        FileExistsError: it is there; some stores have another OSError for it.
+        OSError: when it cannot be written.
+    """
+    _retried(lambda: path.fs.pipe_file(path.path, data, mode="create"))
 
 
 @contextmanager
@@ -137,9 +195,23 @@ def files(folder: AnyPath) -> list[tuple[str, int]]:
     if is_local(folder):
         with os.scandir(folder) as entries:
             return sorted((e.name, e.stat().st_size) for e in entries if e.is_file())
-    listed = _retried(lambda: folder.fs.ls(folder.path, detail=True))
+    listed = _retried(lambda: _fresh(folder).ls(folder.path, detail=True))
     found = ((info["name"].rpartition("/")[2], info) for info in listed if info["type"] == "file")
     return sorted((name, _size(folder / name, info)) for name, info in found)
+
+
+def sizes(folder: UPath) -> dict[str, int | None]:
+    """Size of every file below a remote folder, by what it is called there; none is no error.
+
+    Raises:
+        OSError: when the store does not answer.
+    """
+    try:
+        listed = _retried(lambda: _fresh(folder).find(folder.path, detail=True))
+    except FileNotFoundError:
+        return {}
+    cut = len(folder.path.rstrip("/")) + 1
+    return {name[cut:]: info.get("size") for name, info in listed.items()}
 
 
 def stamp(path: UPath) -> str:
@@ -161,6 +233,18 @@ def _fetch(path: UPath, copy: Path) -> None:
         raise OSError(f"{found} of {expected} bytes came")
 
 
+def _ranged(path: UPath, offset: int, size: int) -> bytes:
+    """So many bytes, or the whole file, which is what a server without ranges sends."""
+    data: bytes = _retried(lambda: path.fs.cat_file(path.path, start=offset, end=offset + size))
+    return data
+
+
+def _fresh(folder: UPath) -> Any:
+    """The file system, without what it remembers of earlier listings."""
+    folder.fs.invalidate_cache()
+    return folder.fs
+
+
 def _size(path: UPath, info: dict[str, Any]) -> int:
     """Some stores list names without sizes."""
     size = info.get("size")
@@ -171,7 +255,7 @@ def _retried(work: Callable[[], ResultT]) -> ResultT:
     for attempt in range(1, TRIES + 1):
         try:
             return work()
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except Exception as error:
             if attempt == TRIES:

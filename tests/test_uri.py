@@ -166,5 +166,5 @@ def test_a_path_with_an_equals_sign_that_exists_has_no_name(tmp_path, monkeypatc
     (tmp_path / "lang=en").mkdir()
     monkeypatch.chdir(tmp_path)
     assert uri.split_name("lang=en") == (None, "lang=en")
-    assert uri.named_path("lang=en") == ("lang=en", tmp_path / "lang=en")
-    assert uri.named_path("x=lang=en") == ("x", tmp_path / "lang=en")
+    assert uri.named_place("lang=en") == ("lang=en", tmp_path / "lang=en")
+    assert uri.named_place("x=lang=en") == ("x", tmp_path / "lang=en")

@@ -111,7 +111,7 @@ def _tidy(folder: IndexFolder, workers: Workers) -> None:
     """
     try:
         collect_garbage(folder, sys.maxsize, workers)
-    except (OutputError, UnavailableError) as error:
+    except (OutputError, UnavailableError, OSError) as error:
         log.info("%s", error)
 
 

@@ -157,8 +157,7 @@ def verify(config: IndexVerifyConfig) -> VerifyReport:
     manifest = folder.read(config.version)
     with workers_for(folder, manifest.placement, 0) as workers:
         damage = all_damage(folder, manifest, workers)
-    files = [file for segment in manifest.segments for _, file in folder.files(segment)]
-    files += [manifest.codec.file] if manifest.codec else []
+    files = [file for _, file in folder.all_files(manifest)]
     return VerifyReport(
         index=folder.root,
         version=manifest.version,

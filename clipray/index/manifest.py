@@ -27,6 +27,7 @@ from clipray.manifest import (
     parse_tree,
     read_tree,
 )
+from clipray.uri import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,13 @@ class IndexFolder:
         """Whether this newest version is so no more: `gc` may have taken what it names."""
         return self.versions()[-1:] != [version]
 
+    def all_files(self, manifest: IndexManifest) -> Iterator[tuple[Path, FileRecord]]:
+        """All files of a version, the codec included."""
+        for segment in manifest.segments:
+            yield from self.files(segment)
+        if manifest.codec:
+            yield self.codecs / manifest.codec.name, manifest.codec.file
+
     def version_file(self, version: int) -> Path:
         """Manifest of one version."""
         return self.manifests / f"{version:020d}.json"
@@ -255,7 +263,7 @@ class IndexFolder:
             raise InputError(f"{self.root}: has no version {chosen}, only {versions}")
         path = self.version_file(chosen)
         try:
-            return _read(path, chosen)
+            return checked(read_tree(path), chosen, path)
         except DamagedError as error:
             if version is None and self.passed(chosen):
                 return self.read()
@@ -272,8 +280,12 @@ class IndexFolder:
                 )
 
 
-def _read(path: Path, version: int) -> IndexManifest:
-    tree = read_tree(path)
+def checked(tree: dict[str, Any], version: int, path: AnyPath) -> IndexManifest:
+    """The version that the JSON object in `path` describes.
+
+    Raises:
+        DamagedError: when it was changed, or is of another version or format.
+    """
     if tree.pop("checksum", None) != _checksum(tree):
         raise DamagedError(f"{path}: its checksum is wrong, it was changed or cut")
     manifest = parse_tree(IndexManifest, tree, path)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from clipray import filters
 from clipray.errors import DamagedError, NotFoundError, QueryError
-from clipray.index.manifest import IndexFolder, IndexManifest, SearchSettings
+from clipray.index.manifest import IndexManifest, SearchSettings
 from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.index.store import opened
 from clipray.index.table import OWN_COLUMNS
 from clipray.matches import Coverage, Matches
 
@@ -46,17 +47,18 @@ class Index:
         Vectors and rows are mapped, not read, so opening costs little but for the checksums.
 
         Args:
-            uri: the index folder.
+            uri: the index folder, or the URI of a published one, whose files are kept in a folder
+                on this machine; see `store`.
             version: its number.
             verify: compare all files with their checksums, which reads them once.
             partial: leave damaged shards out; `coverage` tells which.
 
         Raises:
-            InputError: no such index or version.
+            InputError: no such index or version, or a store that cannot be read.
             DamagedError: naming the file that is missing, cut or changed.
         """
-        folder = IndexFolder(Path(uri))
-        manifest = folder.read(version)
+        folder, manifest, verified = opened(uri, version, verify=verify, partial=partial)
+        verify = verify and not verified
         shards: dict[int, Shard] = {}
         for number, record in enumerate(manifest.shards):
             try:

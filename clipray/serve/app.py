@@ -33,8 +33,8 @@ class ServeArgs(EncoderOptions):
 
     index: tuple[str, ...] = Field(
         min_length=1,
-        description="index folder, or NAME=FOLDER; may be repeated, and a name may have one "
-        "folder of images and one of texts",
+        description="index folder, URI of a published one, or NAME=FOLDER; may be repeated, and a "
+        "name may have one folder of images and one of texts",
     )
     model: str | None = Field(
         None, description="model name or folder; by default where the indices say it is"
@@ -93,7 +93,7 @@ def build(args: ServeArgs) -> Application:
 
 def open_catalog(args: ServeArgs) -> Catalog:
     """Read the manifests of all indices."""
-    folders = [ServedFolder.open(*uri.named_path(given)) for given in args.index]
+    folders = [ServedFolder.open(*uri.named_place(given)) for given in args.index]
     slots = [folder.slot for folder in folders]
     for slot in slots:
         if slots.count(slot) > 1:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from clipray.config import Config
 from clipray.errors import NotFoundError, QueryError
-from clipray.index.manifest import IndexFolder, IndexManifest
+from clipray.index.manifest import IndexManifest
+from clipray.index.store import opened
 from clipray.index.table import read_columns
 from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.matches import Coverage, Matches
@@ -47,24 +48,24 @@ class ServedFolder(Config):
 
     Attributes:
         name: of the index; one with images and one with texts may share it.
+        root: its folder, or the URI of a published one.
         shard_rows: rows by shard.
     """
 
     name: str
     modality: Modality
-    root: Path
+    root: Path | str
     version: int
     method: str
     shard_rows: tuple[int, ...]
     columns: tuple[str, ...]
 
     @classmethod
-    def open(cls, name: str, root: Path) -> Self:
+    def open(cls, name: str, root: Path | str) -> Self:
         """The newest version of an index folder."""
-        folder = IndexFolder(root)
-        manifest = folder.read()
-        opened = (folder.segment(segment.id) for segment in manifest.segments)
-        columns = {column for path in opened for column in read_columns(path)}
+        folder, manifest, _ = opened(root, verify=False)
+        segments = (folder.segment(segment.id) for segment in manifest.segments)
+        columns = {column for path in segments for column in read_columns(path)}
         return cls(
             name=name,
             modality=manifest.modality,
@@ -82,7 +83,7 @@ class ServedFolder(Config):
 
     def read(self) -> IndexManifest:
         """The manifest of this version."""
-        return IndexFolder(self.root).read(self.version)
+        return opened(self.root, self.version, verify=False).manifest
 
     def coverage(self, missing: Iterable[int]) -> Coverage:
         """What was searched when these shards did not answer."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray.config import Config
-from clipray.index.manifest import IndexFolder
 from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.index.store import opened
 from clipray.matches import Matches
 from clipray.serve.catalog import ServedFolder
 
@@ -64,6 +64,5 @@ class ShardGroup:
 
 
 def _open(folder: ServedFolder, numbers: Sequence[int]) -> list[Shard]:
-    manifest = folder.read()
-    index = IndexFolder(folder.root)
+    index, manifest, _ = opened(folder.root, folder.version, verify=False)
     return [Shard.open(index, manifest.shards[number], manifest.settings) for number in numbers]
