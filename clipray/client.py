@@ -70,7 +70,8 @@ class AsyncClient:
             text: words to look for.
             image: an image file, or its bytes.
             query: the other fields of a query: `key`, `embedding`, `query` (a list of weighted
-                terms), `index`, `modality`, `k`, `threshold`, `columns`, `allow_partial`.
+                terms), `index`, `modality`, `k`, `threshold`, `filter`, `columns`,
+                `allow_partial`.
 
         Raises:
             QueryError: the service refuses the query; the message is its reason.

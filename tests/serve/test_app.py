@@ -47,6 +47,17 @@ def test_http_index_and_command_give_the_same(client, flat_index, encoder):
         assert [match.score for match in served] == [row["score"] for row in command] == scores
 
 
+def test_a_filter_selects_over_http_as_in_process(client, flat_index, encoder):
+    tree = {"caption": {"$contains": "red"}, "key": {"$ne": "shards/000000000"}}
+    served = client.search("a small red ring", k=40, filter=tree).matches
+    local = find(Index.open(flat_index), encoder, Query(text="a small red ring", k=40, filter=tree))
+    assert served.ids == local.ids
+    assert 0 < len(served) < 40
+    assert all("red" in match.columns["caption"] for match in served)
+    with pytest.raises(QueryError, match="no column colour; there are"):
+        client.search("a ring", filter={"colour": "red"})
+
+
 def test_a_picture_finds_pictures_and_texts(client, photos):
     picture = photos / "even/0002.png"
     (first, *_) = client.search(image=picture, k=3).matches
