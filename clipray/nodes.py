@@ -140,11 +140,26 @@ def alive() -> list[Node]:
     Raises:
         ConfigError: two go by the same name.
     """
-    nodes = sorted(_alive(), key=lambda node: node.name)
+    nodes = sorted(present(), key=lambda node: node.name)
     for node, other in pairwise(nodes):
         if node.name == other.name:
             raise _ambiguous([node, other])
     return nodes
+
+
+def present() -> Iterator[Node]:
+    """All nodes that are alive, even where several go by one name."""
+    for row in ray.nodes():  # type: ignore[no-untyped-call]
+        if row["Alive"]:
+            has = row["Resources"]
+            yield Node(
+                name=_name(row["Labels"], row["NodeManagerHostname"]),
+                id=row["NodeID"],
+                address=row["NodeManagerAddress"],
+                cpus=has.get("CPU", 0),
+                gpus=has.get("GPU", 0),
+                labelled=bool(row["Labels"].get(LABEL)),
+            )
 
 
 def find(name: str) -> Node:
@@ -154,7 +169,7 @@ def find(name: str) -> Node:
         UnavailableError: it is not alive.
         ConfigError: several go by that name.
     """
-    nodes = list(_alive())
+    nodes = list(present())
     found = [node for node in nodes if node.name == name]
     if not found:
         names = ", ".join(sorted({node.name for node in nodes}))
@@ -174,7 +189,7 @@ def selector(name: str) -> dict[str, str]:
 
     It outlasts restarts of a node with a label, alive now or not, but of no other.
     """
-    bare = any(node.name == name and not node.labelled for node in _alive())
+    bare = any(node.name == name and not node.labelled for node in present())
     return {"ray.io/node-id": find(name).id} if bare else {LABEL: name}
 
 
@@ -205,7 +220,7 @@ def _strategy(call: Call[Any], needs: Needs) -> NodeAffinitySchedulingStrategy |
         _require_room(node, needs)
         return NodeAffinitySchedulingStrategy(node.id, soft=False)
     if call.near is not None:
-        found = (node for node in _alive() if node.name == call.near)
+        found = (node for node in present() if node.name == call.near)
         if near := next(found, None):
             return NodeAffinitySchedulingStrategy(near.id, soft=True)
     return "SPREAD"
@@ -236,20 +251,6 @@ def _lost(error: ray.exceptions.RayError, call: Call[Any], needs: Needs) -> Clip
         )
     told = str(error).strip().splitlines()[0]
     return UnavailableError(f"a task was lost {needs.retries + 1} times, lastly: {told}")
-
-
-def _alive() -> Iterator[Node]:
-    for row in ray.nodes():  # type: ignore[no-untyped-call]
-        if row["Alive"]:
-            has = row["Resources"]
-            yield Node(
-                name=_name(row["Labels"], row["NodeManagerHostname"]),
-                id=row["NodeID"],
-                address=row["NodeManagerAddress"],
-                cpus=has.get("CPU", 0),
-                gpus=has.get("GPU", 0),
-                labelled=bool(row["Labels"].get(LABEL)),
-            )
 
 
 def _name(labels: Mapping[str, Any], hostname: str) -> str:

@@ -10,6 +10,7 @@ import faiss
 import ray
 
 from clipray import cluster, nodes, storage
+from clipray.errors import ConfigError
 from clipray.index.builder import build_segment
 from clipray.index.ledger import build_shard
 from clipray.index.manifest import IndexFolder, Placement
@@ -73,8 +74,17 @@ class RayTasks:
             yield Done(done.call, done.result, done.node)
 
     def everywhere(self, function: Function, arguments: Arguments) -> Mapping[str | None, Any]:
-        """What the function returns on each node."""
-        names = [node.name for node in nodes.alive()]
+        """What the function returns on each node that takes tasks.
+
+        Raises:
+            ConfigError: shards are to stay on nodes, of which two go by the same name.
+        """
+        try:
+            names: list[str | None] = [node.name for node in nodes.alive() if node.cpus >= 1]
+        except ConfigError:
+            if self._held:
+                raise
+            names = [None]  # of nodes that share the folder any will do
         done = self.run(function, [arguments] * len(names), names)
         return {each.node: each.result for each in done}
 
@@ -100,7 +110,7 @@ def _needs(function: Function, calls: int) -> nodes.Needs:
     """What is there, shared out among the tasks that build."""
     if function not in BUILDING or not calls:
         return nodes.ONE_CPU
-    alive = nodes.alive()
+    alive = [node for node in nodes.present() if node.cpus >= 1]  # a head often has none
     smallest = min(node.cpus for node in alive)
     share = sum(node.cpus for node in alive) // calls
     gpus = 1 if min(node.gpus for node in alive) >= 1 else 0

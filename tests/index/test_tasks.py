@@ -1,0 +1,58 @@
+"""What a task is given of a cluster, and where tasks run."""
+
+import pytest
+
+from clipray import nodes
+from clipray.errors import ConfigError
+from clipray.index.builder import build_segment
+from clipray.index.deletions import mark_shard
+from clipray.index.manifest import IndexFolder
+from clipray.index.tasks import HERE_UP_TO, RayTasks, _needs, workers_for
+from clipray.index.workers import Here
+
+
+def row(hostname, cpus, gpus=0, port=1):
+    return {
+        "Alive": True,
+        "NodeID": f"{port:028x}",
+        "NodeManagerHostname": hostname,
+        "NodeManagerAddress": "10.0.0.1",
+        "Resources": {"CPU": cpus, "GPU": gpus},
+        "Labels": {},
+    }
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster as Ray tells of it: a head that takes no tasks, and two workers."""
+    rows = [row("head", 0), row("one", 16, 2), row("two", 8, 1)]
+    monkeypatch.setattr("ray.nodes", lambda: rows)
+    return rows
+
+
+@pytest.mark.parametrize(("calls", "cpus"), [(1, 8), (2, 8), (4, 6), (24, 1), (100, 1)])
+def test_tasks_that_build_share_the_cluster_out(cluster, calls, cpus):
+    assert _needs(build_segment, calls) == nodes.Needs(cpus=cpus, gpus=1)
+
+
+def test_other_tasks_and_nodes_without_a_gpu_get_little(cluster):
+    assert _needs(mark_shard, 2) == nodes.ONE_CPU
+    cluster[2]["Resources"]["GPU"] = 0
+    assert _needs(build_segment, 2).gpus == 0
+
+
+def test_everywhere_is_where_tasks_run(cluster, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(RayTasks, "run", lambda self, function, calls, on: asked.append(on) or [])
+    shared, held = (RayTasks(IndexFolder(tmp_path), kind) for kind in ("shared", "node"))
+    shared.everywhere(len, ())
+    cluster[2]["NodeManagerHostname"] = "one"
+    shared.everywhere(len, ())  # they share the folder, whatever they are called
+    assert asked == [["one", "two"], [None]]
+    with pytest.raises(ConfigError, match="2 nodes are called 'one'"):
+        held.everywhere(len, ())
+
+
+def test_little_work_on_a_shared_folder_is_done_here(tmp_path):
+    with workers_for(IndexFolder(tmp_path), "shared", HERE_UP_TO) as workers:
+        assert isinstance(workers, Here)
