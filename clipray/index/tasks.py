@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ class RayTasks:
         """
         needs = _needs(function, len(calls))
         codecs = ray.put(self._codecs() if self._held and function in BUILDING else {})
-        placed = on or [None] * len(calls)
+        placed = zip(calls, on or repeat(None), self._homes(function), strict=False)
         tasks = [
-            nodes.Call(self._task(function, call, codecs, needs), on=node)
-            for call, node in zip(calls, placed, strict=True)
+            nodes.Call(self._task(function, call, codecs, needs), on=node, near=home)
+            for call, node, home in placed
         ]
         for done in nodes.run(_perform, tasks, needs):
             yield Done(done.call, done.result, done.node)
@@ -87,6 +88,12 @@ class RayTasks:
             names = [None]  # of nodes that share the folder any will do
         done = self.run(function, [arguments] * len(names), names)
         return {each.node: each.result for each in done}
+
+    def _homes(self, function: Function) -> Iterator[str | None]:
+        """Nodes in turn for shards that will stay there, so that all disks fill alike."""
+        if not self._held or function not in BUILDING:
+            return repeat(None)
+        return cycle([node.name for node in nodes.alive() if node.cpus >= 1])
 
     def _task(self, function: Function, call: Arguments, codecs: Any, needs: nodes.Needs) -> _Task:
         return _Task(function, self._folder.root, call, self._held, codecs, int(needs.cpus))
