@@ -59,7 +59,8 @@ class Approximate:
         pending = np.arange(len(queries))
         few = allowed is not None and count <= FEW_ROWS
         while len(pending) and not few and self._pays(depth, effort):
-            rows = self._look(queries[pending], depth, effort)
+            some = queries if len(pending) == len(queries) else queries[pending]
+            rows = self._look(some, depth, effort)
             short = []
             for place, seen in zip(pending, rows, strict=True):
                 kept = _kept(seen, allowed)
@@ -111,5 +112,5 @@ class Approximate:
 
 
 def _kept(rows: Rows, allowed: Mask | None) -> Rows:
-    rows = rows[rows >= 0]
+    rows = rows if rows[-1] >= 0 else rows[rows >= 0]  # what is missing comes last
     return rows if allowed is None else rows[allowed[rows]]

@@ -132,8 +132,9 @@ class Index:
             QueryError: a wrong shape, dimension, filter or column, or a vector that points nowhere.
         """
         units = unit_queries(queries, self.manifest.model.dim)
-        require_columns(columns, self.columns)
-        checked = check_filter(filter, self.columns)
+        if columns:
+            require_columns(columns, self.columns)
+        checked = None if filter is None else check_filter(filter, self.columns)
         if k < 1:
             raise QueryError(f"k: {k} matches asked for; give at least 1")
         wanted = Wanted(k, threshold, checked, tuple(columns), vectors, exact)
@@ -160,13 +161,11 @@ def unit_queries(queries: NDArray[np.floating[Any]], dim: int) -> Vectors:
     return np.ascontiguousarray(wide / norms, dtype=np.float32)
 
 
-def check_filter(tree: Mapping[str, Any] | None, known: set[str]) -> dict[str, Any] | None:
+def check_filter(tree: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """Refuse what is no metadata filter, and a filter on columns that no row has.
 
     A misspelt column would select nothing, or with `$ne` everything.
     """
-    if tree is None:
-        return None
     try:
         checked = filters.check(dict(tree))
     except ValueError as error:

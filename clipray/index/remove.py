@@ -81,7 +81,7 @@ def remove(config: IndexRemoveConfig) -> RemoveReport:
     """
     folder = IndexFolder(config.index.resolve())
     base = folder.read()
-    if base.placement == "shared":
+    if config.filter and base.placement == "shared":
         check_filter(config.filter, _columns(folder, base))
     named = _named(config)
     ids = np.array(sorted(named), np.int64)

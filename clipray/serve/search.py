@@ -89,7 +89,7 @@ class Search:
         began = time.perf_counter()
         folder = self.catalog.find(query.index, query.modality)
         require_columns(query.columns, set(folder.columns))
-        tree = check_filter(query.filter, set(folder.columns))
+        tree = query.filter and check_filter(query.filter, set(folder.columns))
         wanted = Wanted(query.k, filter=tree, columns=query.columns)
         vector = await self._vector(query.terms, folder.name)
         encoded = time.perf_counter()
