@@ -8,6 +8,7 @@ import time
 import pytest
 
 from clipray.embeddings import EmbeddingsFolder
+from clipray.index import Index
 from clipray.index.manifest import IndexFolder
 from tests.drawing import write_folder
 from tests.processes import of_session, reap, start
@@ -89,7 +90,8 @@ def test_index_build(embeddings, tmp_path):
     code, said, session = interrupted(command, "index:")
     assert (code, "Traceback" in said) == (130, False), said[-2000:]
     require_quiet(session)
-    assert not IndexFolder(tmp_path / "i").versions()
+    if IndexFolder(tmp_path / "i").versions():  # it came after the commit
+        assert len(Index.open(tmp_path / "i")) == 40
 
 
 def test_serve(flat_index):

@@ -17,7 +17,6 @@ from clipray.index.manifest import IndexFolder
 from clipray.index.remove import IndexRemoveConfig, remove
 from clipray.index.shard import Shard
 from tests.handmade import random_halves, write_embeddings
-from tests.simulated import simulated
 
 DIM, PARTS, ROWS = 16, 6, 50
 
@@ -31,10 +30,14 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def driver(root):
-    with simulated(root / "disks", names="abc", cpus=1) as driver:
-        yield driver
+@pytest.fixture
+def driver(machines):
+    return machines[0]
+
+
+@pytest.fixture
+def disks(machines):
+    return machines[1]
 
 
 def _keys(part):
@@ -109,11 +112,11 @@ def content(folder, disks=None):
     return found
 
 
-def test_shards_are_built_on_all_nodes_and_stay_there(driver, root):
+def test_shards_are_built_on_all_nodes_and_stay_there(driver, disks, root):
     rows, nodes = driver.run(build_it, root, "held", "node", timeout=120)
     assert rows == PARTS * ROWS
     assert set(nodes) == {"a", "b", "c"}
-    folder, disks = IndexFolder(root / "held"), root / "disks"
+    folder = IndexFolder(root / "held")
     at = homes(disks, folder.root)
     for shard in folder.read().shards:
         assert {at[segment.id] for segment in shard.segments} == {shard.node}
@@ -142,13 +145,13 @@ def test_a_node_that_is_away_is_named(driver, root):
 
 
 @pytest.mark.parametrize("placement", ["shared", "node"])
-def test_a_node_lost_during_the_build_leaves_a_whole_index(driver, root, placement):
+def test_a_node_lost_during_the_build_leaves_a_whole_index(driver, disks, root, placement):
     name = f"lost-{placement}"
     arguments = (root, name, placement, 6, "b")
     rows, nodes = driver.run(build_it, *arguments, timeout=200)
     assert rows == PARTS * ROWS
     folder = IndexFolder(root / name)
-    found = content(folder, root / "disks" if placement == "node" else None)
+    found = content(folder, disks if placement == "node" else None)
     assert found.keys() == {key for part in range(PARTS) for key in _keys(part)}
     if placement == "node":
         assert set(nodes) == {"a", "c"}  # what had been built on the lost node was built again

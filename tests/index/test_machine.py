@@ -221,7 +221,7 @@ COMMON = {
 
 
 class TestShort(IndexIsADict.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=6, **COMMON)
+    settings = settings(max_examples=200, stateful_step_count=5, **COMMON)
 
 
 @pytest.mark.soak

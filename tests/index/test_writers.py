@@ -129,7 +129,7 @@ def test_gc_leaves_a_running_writer_alone(folder, tmp_path):
     with Peer(folder.root) as writer:
         writer.order("halting", "append", str(tmp_path / "more"))
         assert writer.answer() == AT_WORK
-        with pytest.raises(OutputError, match=f"{folder.root}: a writer is at work; try again"):
+        with pytest.raises(OutputError, match=f"{folder.root}: a writer, or another `gc`, is at"):
             gc(IndexGcConfig(index=folder.root))
         assert content(folder.root) == before
         writer.order(GO)
