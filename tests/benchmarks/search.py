@@ -164,7 +164,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def started(arena: Arena) -> Iterator[Contestant]:
     """All contestants."""
-    ours, peer = sys.executable, environment.peers() / "bin" / "python"
+    ours, peer = (
+        sys.executable,
+        environment.peers_with(HERE.with_name("graphs.txt")) / "bin" / "python",
+    )
     own = os.environ | {"PYTHONPATH": str(ROOT)}
     queries = arena.root / "queries.npz"
     for method in OURS:

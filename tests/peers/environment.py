@@ -17,6 +17,14 @@ def peers() -> Path:
     return Path(given) if given else _made()
 
 
+def peers_with(requirements: Path) -> Path:
+    """The same with more packages; what CLIPRAY_PEERS names is taken to have them."""
+    home = peers()
+    if "CLIPRAY_PEERS" not in os.environ:
+        _install(home, requirements)
+    return home
+
+
 def command(name: str, *arguments: object) -> list[str]:
     """A command line of one of the environment's programs."""
     return [str(peers() / "bin" / name), *map(str, arguments)]
@@ -52,7 +60,11 @@ def _made() -> Path:
     marker = HOME / "installed"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True)
-        pip = [HOME / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--quiet", "-r", REQUIREMENTS], check=True)
+        _install(HOME, REQUIREMENTS)
         marker.write_text(wanted, encoding="utf-8")
     return HOME
+
+
+def _install(home: Path, requirements: Path) -> None:
+    pip = [home / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", "-r", requirements], check=True)
