@@ -25,7 +25,6 @@ from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
 from clipray.trainer import Recipe, Trainer
 from tests.drawing import write_folder, write_shards
-from tests.simulated import Driver, simulated
 
 ARCHITECTURE = {
     "embed_dim": 32,
@@ -131,13 +130,6 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
     with cluster.session(cpus=4):
         yield
-
-
-@pytest.fixture(scope="session")
-def machines(workspace: Path) -> Iterator[tuple[Driver, Path]]:
-    """Three simulated nodes a, b and c of two CPUs, and the folder of their disks; all alive."""
-    with simulated(workspace / "disks", names="abc", cpus=2) as driver:
-        yield driver, workspace / "disks"
 
 
 @pytest.fixture(scope="session")

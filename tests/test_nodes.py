@@ -13,20 +13,22 @@ import ray
 from clipray import nodes
 from clipray.errors import ClipRayError, ConfigError, InputError, UnavailableError
 from clipray.nodes import ONE_CPU, Call, Needs
+from tests.simulated import simulated
 
 CPUS = 2
 HOLD_S = 30  # longer than a test takes
 HELD = "flowers-a9b2ae66"  # of /data/flowers
 
 
-@pytest.fixture
-def disks(machines):
-    return machines[1]
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory):
+    return tmp_path_factory.mktemp("disks")
 
 
-@pytest.fixture
-def driver(machines):
-    return machines[0]
+@pytest.fixture(scope="module")
+def driver(disks):
+    with simulated(disks, names="abc", cpus=CPUS) as driver:
+        yield driver
 
 
 # On the nodes.

@@ -1,5 +1,7 @@
 """Workers of an index job as Ray tasks."""
 
+import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +13,18 @@ import faiss
 import ray
 
 from clipray import cluster, nodes, storage
-from clipray.errors import ConfigError
+from clipray.errors import ConfigError, UnavailableError
 from clipray.index.builder import build_segment
 from clipray.index.ledger import build_shard
 from clipray.index.manifest import IndexFolder, Placement
 from clipray.index.workers import Arguments, Done, Function, Here, Workers
 
+TRIES = 3
+NOTICE_S = 2.0
 HERE_UP_TO = 200_000  # rows; so many are written sooner than Ray has started
 BUILDING = (build_segment, build_shard)
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -77,9 +83,21 @@ class RayTasks:
     def everywhere(self, function: Function, arguments: Arguments) -> Mapping[str | None, Any]:
         """What the function returns on each node that takes tasks.
 
+        A node that dies meanwhile is left out once Ray has noticed.
+
         Raises:
             ConfigError: shards are to stay on nodes, of which two go by the same name.
+            UnavailableError: nodes died again and again.
         """
+        for _ in range(TRIES - 1):
+            try:
+                return self._everywhere(function, arguments)
+            except UnavailableError as error:
+                log.info("%s; again", error)
+                time.sleep(NOTICE_S)
+        return self._everywhere(function, arguments)
+
+    def _everywhere(self, function: Function, arguments: Arguments) -> Mapping[str | None, Any]:
         try:
             names: list[str | None] = [node.name for node in nodes.alive() if node.cpus >= 1]
         except ConfigError:

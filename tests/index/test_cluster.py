@@ -17,6 +17,7 @@ from clipray.index.manifest import IndexFolder
 from clipray.index.remove import IndexRemoveConfig, remove
 from clipray.index.shard import Shard
 from tests.handmade import random_halves, write_embeddings
+from tests.simulated import simulated
 
 DIM, PARTS, ROWS = 16, 6, 50
 
@@ -30,14 +31,15 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def driver(machines):
-    return machines[0]
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory):
+    return tmp_path_factory.mktemp("disks")
 
 
-@pytest.fixture
-def disks(machines):
-    return machines[1]
+@pytest.fixture(scope="module")
+def driver(disks):
+    with simulated(disks, names="abc", cpus=1) as driver:
+        yield driver
 
 
 def _keys(part):

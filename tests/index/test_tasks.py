@@ -3,12 +3,13 @@
 import pytest
 
 from clipray import nodes
-from clipray.errors import ConfigError
+from clipray.errors import ConfigError, UnavailableError
+from clipray.index import tasks
 from clipray.index.builder import build_segment
 from clipray.index.deletions import mark_shard
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import HERE_UP_TO, RayTasks, _needs, workers_for
-from clipray.index.workers import Here
+from clipray.index.workers import Done, Here
 
 
 def row(hostname, cpus, gpus=0, port=1):
@@ -51,6 +52,18 @@ def test_everywhere_is_where_tasks_run(cluster, monkeypatch, tmp_path):
     assert asked == [["one", "two"], [None]]
     with pytest.raises(ConfigError, match="2 nodes are called 'one'"):
         held.everywhere(len, ())
+
+
+def test_a_node_that_dies_meanwhile_is_left_out(cluster, monkeypatch, tmp_path):
+    def run(self, function, calls, on):
+        if "two" in on:
+            cluster[2]["Alive"] = False  # now Ray has noticed
+            raise UnavailableError("node 'two' died")
+        return [Done(number, "seen", name) for number, name in enumerate(on)]
+
+    monkeypatch.setattr(RayTasks, "run", run)
+    monkeypatch.setattr(tasks, "NOTICE_S", 0)
+    assert RayTasks(IndexFolder(tmp_path), "node").everywhere(len, ()) == {"one": "seen"}
 
 
 def test_little_work_on_a_shared_folder_is_done_here(tmp_path):
