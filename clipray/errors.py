@@ -8,10 +8,12 @@
     │   ├── OutputError          a folder that already holds something else
     │   ├── ModelError           a model that is unknown, has no weights or does not fit
     │   ├── MismatchError        two folders that do not belong together
+    │   ├── AccessError          a key of the service that is missing, wrong or not enough
     │   └── QueryError           a search request that cannot be answered
     │       └── NotFoundError    a key, id or index that does not exist
     ├── DamagedError             a file of ours that is cut, changed or missing
     └── UnavailableError         a node or part of a service is gone; the same may succeed later
+        └── OverloadedError      a service has more to do than it takes on
 
 A message says what was found, what was expected and what to do.
 """
@@ -57,6 +59,10 @@ class MismatchError(UsageError):
     """Two artefacts do not belong together, such as an index and a model."""
 
 
+class AccessError(UsageError):
+    """A request to a service carries no key, a wrong one, or one that does not allow it."""
+
+
 class QueryError(UsageError):
     """A search request is malformed or asks for something that does not exist."""
 
@@ -71,6 +77,10 @@ class DamagedError(ClipRayError):
 
 class UnavailableError(ClipRayError):
     """A node is gone, or too few shards of a service answer; the same may succeed later."""
+
+
+class OverloadedError(UnavailableError):
+    """A service has more to do than it takes on; the same may succeed later."""
 
 
 def from_remote(told: str, what: str) -> ClipRayError:

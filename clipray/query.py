@@ -1,6 +1,6 @@
 """A search request, and how its terms become one vector.
 
-A query is a weighted sum of terms (text, image, key or embedding). Encoding the terms is the
+A query is a weighted sum of terms (text, image, key, embedding or address of an image). Encoding the terms is the
 caller's work; this module knows neither models nor indices.
 """
 
@@ -21,6 +21,7 @@ from clipray.manifest import Modality
 MAX_K = 10_000
 MAX_TERMS = 32
 MAX_TEXT_CHARACTERS = 2_000  # more than any context holds
+MAX_URL_CHARACTERS = 2_000
 MAX_IMAGE_CHARACTERS = 28 << 20  # 20 MiB in base64
 
 Vector = NDArray[np.float32]
@@ -40,32 +41,37 @@ ImageBytes = Annotated[bytes, BeforeValidator(_from_base64)]
 
 
 class Term(Config):
-    """One thing to look for; exactly one of the four kinds."""
+    """One thing to look for; exactly one of the five kinds."""
 
     text: str | None = Field(None, max_length=MAX_TEXT_CHARACTERS, description="words")
     image: ImageBytes | None = Field(None, description="an image file, in base64 in JSON")
     key: str | None = Field(None, description="key of a row of the index")
     embedding: tuple[Finite, ...] | None = Field(None, description="a vector of the model's space")
+    image_url: str | None = Field(
+        None, max_length=MAX_URL_CHARACTERS, description="where an image is; a service may refuse"
+    )
     weight: Finite = Field(1.0, description="negative: less like this")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = (self.text, self.image, self.key, self.embedding)
+        kinds = (self.text, self.image, self.key, self.embedding, self.image_url)
         if sum(kind is not None for kind in kinds) != 1:
-            raise ValueError("a term needs exactly one of text, image, key, embedding")
+            raise ValueError("a term needs exactly one of text, image, key, embedding, image_url")
         return self
 
 
 class Query(Config):
     """What to look for, where, and how much of it is wanted.
 
-    Either one of `text`, `image`, `key`, `embedding`, or a list of weighted terms in `query`.
+    Either one of `text`, `image`, `key`, `embedding`, `image_url`, or a list of weighted terms in
+    `query`.
     """
 
     text: str | None = Field(None, max_length=MAX_TEXT_CHARACTERS)
     image: ImageBytes | None = None
     key: str | None = None
     embedding: tuple[Finite, ...] | None = None
+    image_url: str | None = Field(None, max_length=MAX_URL_CHARACTERS)
     query: tuple[Term, ...] = Field((), max_length=MAX_TERMS)
     index: str | None = Field(None, description="name of the index; the only one by default")
     modality: Modality = Field("image", description="what to find: images or texts")
@@ -73,14 +79,21 @@ class Query(Config):
     threshold: Finite | None = Field(None, description="keep matches with at least this cosine")
     filter: FilterTree | None = Field(None, description="which rows count, by their metadata")
     columns: tuple[str, ...] = Field(("caption",), description="metadata to return")
+    embeddings: bool = Field(False, description="return the vector of each match")
+    deduplicate: Finite | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="leave out what has this cosine or more with a better match, before k is cut",
+    )
     allow_partial: bool = Field(True, description="answer when a part of the index is down")
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        single = (self.text, self.image, self.key, self.embedding)
+        single = (self.text, self.image, self.key, self.embedding, self.image_url)
         given = sum(kind is not None for kind in single)
         if given + bool(self.query) != 1:
-            raise ValueError("give exactly one of text, image, key, embedding, query")
+            raise ValueError("give exactly one of text, image, key, embedding, image_url, query")
         return self
 
     @property
@@ -88,7 +101,15 @@ class Query(Config):
         """The terms, however they were given."""
         if self.query:
             return self.query
-        return (Term(text=self.text, image=self.image, key=self.key, embedding=self.embedding),)
+        return (
+            Term(
+                text=self.text,
+                image=self.image,
+                key=self.key,
+                embedding=self.embedding,
+                image_url=self.image_url,
+            ),
+        )
 
 
 def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:

@@ -7,18 +7,16 @@ from is not known: a test puts an in-process index behind the same routes.
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 
 from clipray import __version__
 from clipray.errors import ClipRayError, NotFoundError, UnavailableError, UsageError, plain
 from clipray.query import Query, Term
-from clipray.serve.catalog import Catalog, Reply
+from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
@@ -32,26 +30,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-Vector = NDArray[np.float32]
-
-
-class Searcher(Protocol):
-    """What the routes need behind them."""
-
-    catalog: Catalog
-
-    async def search(self, query: Query) -> Reply:
-        """Answer one query."""
-        ...
-
-    async def embed(self, term: Term) -> Vector:
-        """(dim,) float32 unit vector."""
-        ...
-
-    async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
-        """A picture and its media type."""
-        ...
 
 
 def http_app(searcher: Searcher) -> FastAPI:

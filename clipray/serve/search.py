@@ -121,6 +121,15 @@ class Search:
             raise NotFoundError(f"id {row_id}: no row of index '{index}' with a picture has it")
         return await asyncio.to_thread(_read_picture, row, size)
 
+    async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
+        """Id, key and all columns of rows; None for an id that no row of the index has."""
+        name = index or self.catalog.folders[0].name
+        return list(await asyncio.gather(*[self._first("row", name, row_id) for row_id in ids]))
+
+    async def refresh(self) -> dict[str, Any]:
+        """Which version of each index is served."""
+        return {folder.slot: folder.version for folder in self.catalog.folders}
+
     async def _vector(self, terms: Sequence[Term], index: str) -> Vector:
         vectors = await asyncio.gather(*[self._term(term, index) for term in terms])
         mixed = combine(vectors, [term.weight for term in terms])
