@@ -1,7 +1,7 @@
 """A search request, and how its terms become one vector.
 
-A query is a weighted sum of terms (text, image, key, embedding or address of an image). Encoding the terms is the
-caller's work; this module knows neither models nor indices.
+A query is a weighted sum of terms: text, image, address of an image, key or embedding. Encoding the
+terms is the caller's work; this module knows neither models nor indices.
 """
 
 import base64
