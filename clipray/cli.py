@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "search": Command("clipray.search", "SearchConfig", "search", "query an index in process"),
     "serve": Command(
-        "clipray.serve.app", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
+        "clipray.serve.local", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
     ),
     "export": Command("clipray.export", "ExportConfig", "export", "model → ONNX files"),
     "evaluate": Command(

@@ -13,7 +13,8 @@
     │       └── NotFoundError    a key, id or index that does not exist
     ├── DamagedError             a file of ours that is cut, changed or missing
     └── UnavailableError         a node or part of a service is gone; the same may succeed later
-        └── OverloadedError      a service has more to do than it takes on
+        ├── OverloadedError      a service has more to do than it takes on
+        └── StaleError           a version of an index that is open no more, or not yet
 
 A message says what was found, what was expected and what to do.
 """
@@ -81,6 +82,10 @@ class UnavailableError(ClipRayError):
 
 class OverloadedError(UnavailableError):
     """A service has more to do than it takes on; the same may succeed later."""
+
+
+class StaleError(UnavailableError):
+    """A version of an index that a part of a service has open no more, or not yet."""
 
 
 def from_remote(told: str, what: str) -> ClipRayError:

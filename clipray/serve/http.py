@@ -7,19 +7,30 @@ from is not known: a test puts an in-process index behind the same routes.
 import asyncio
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, to_json
 
 from clipray import __version__
-from clipray.errors import ClipRayError, NotFoundError, UnavailableError, UsageError, plain
+from clipray.errors import (
+    AccessError,
+    ClipRayError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+    UsageError,
+    plain,
+)
 from clipray.query import Query, Term
+from clipray.serve import openapi
 from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
+RETRY_S = 1
 PAGE = files("clipray.serve") / "web"
 PAGE_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 HEADERS = {
@@ -31,11 +42,26 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+# First match counts.
+STATUSES: tuple[tuple[type[BaseException], int], ...] = (
+    (OverloadedError, 429),
+    (UnavailableError, 503),
+    (NotFoundError, 404),
+    (AccessError, 403),
+    (UsageError, 400),
+)
+
+QUERY = TypeAdapter(Query)
+QUERIES = TypeAdapter(list[Query])
+TERM = TypeAdapter(Term)
+
 
 def http_app(searcher: Searcher) -> FastAPI:
     """The routes over `searcher`."""
     app = FastAPI(title="clipray", version=__version__, docs_url=None, redoc_url=None)
+    app.openapi = lambda: openapi.described(app)  # type: ignore[method-assign]
     app.middleware("http")(_secure)
+    app.exception_handler(ValidationError)(_invalid)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(ClipRayError)(_failed)
     _add_search(app, searcher)
@@ -46,21 +72,33 @@ def http_app(searcher: Searcher) -> FastAPI:
 
 
 def _add_search(app: FastAPI, searcher: Searcher) -> None:
-    @app.post("/search")
-    async def search(query: Annotated[Query | list[Query], Body()]) -> Any:
+    @app.post(
+        "/search",
+        openapi_extra=openapi.body(Query, openapi.QUERIES, many=True),
+        responses=openapi.replies("Reply", many=True),
+    )
+    async def search(request: Request) -> Response:
         """Search with one query, or with a list of them; each gets its reply."""
-        if isinstance(query, Query):
-            return JSONResponse((await searcher.search(query)).to_json())
-        if len(query) > MAX_QUERIES:
-            raise UsageError(f"{len(query)} queries in one request, at most {MAX_QUERIES}")
-        replies = await asyncio.gather(*[searcher.search(one) for one in query])
-        return JSONResponse([reply.to_json() for reply in replies])
+        body = await request.body()
+        if body.lstrip()[:1] != b"[":
+            query = QUERY.validate_json(body)
+            return _json((await searcher.search(query)).to_json())
+        queries = QUERIES.validate_json(body)
+        if len(queries) > MAX_QUERIES:
+            raise UsageError(f"{len(queries)} queries in one request, at most {MAX_QUERIES}")
+        replies = await asyncio.gather(*[searcher.search(one) for one in queries])
+        return _json([reply.to_json() for reply in replies])
 
-    @app.post("/embed")
-    async def embed(term: Term) -> Any:
+    @app.post("/embed", openapi_extra=openapi.body(Term, openapi.TERMS))
+    async def embed(request: Request) -> Response:
         """The unit vector of a text or an image."""
-        vector = await searcher.embed(term)
-        return JSONResponse({"embedding": vector.tolist(), "dim": len(vector)})
+        vector = await searcher.embed(TERM.validate_json(await request.body()))
+        return _json({"embedding": vector.tolist(), "dim": len(vector)})
+
+    @app.post("/admin/refresh")
+    async def refresh() -> Response:
+        """Go over to the newest version of every index now, and say which are served."""
+        return _json(await searcher.refresh())
 
 
 def _add_pictures(app: FastAPI, searcher: Searcher) -> None:
@@ -77,13 +115,13 @@ def _add_status(app: FastAPI, searcher: Searcher) -> None:
     @app.get("/indices")
     async def indices() -> Any:
         """What is served: names, modalities, versions, sizes and columns."""
-        return JSONResponse(searcher.catalog.to_json())
+        return _json(searcher.catalog.to_json())
 
     @app.get("/healthz")
     @app.get("/readyz")
     async def healthz() -> Any:
         """Answers when the service does; replicas are started before it is reachable."""
-        return JSONResponse({"status": "ok"})
+        return _json({"status": "ok"})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -110,30 +148,29 @@ async def _secure(request: Request, proceed: Callable[[Request], Awaitable[Respo
 
 async def _invalid(request: Request, error: Exception) -> Response:
     del request
-    assert isinstance(error, RequestValidationError)  # noqa: S101  as registered
-    # A body that is one query is also tried as a list, and the other way round.
-    other = "function-after" if isinstance(error.body, list) else "list["
-    details = [d for d in error.errors() if not str((*d["loc"], "", "")[1]).startswith(other)]
-    told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in details[:3])
+    assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as registered
+    told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
     return _error(400, "QueryError", told.replace("Value error, ", ""))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     del request
     cause = plain(error)
-    status = 400 if isinstance(cause, UsageError) else 500
-    if isinstance(cause, NotFoundError):
-        status = 404
-    elif isinstance(cause, UnavailableError):
-        status = 503
-    return _error(status, type(cause).__name__, str(cause))
+    status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
+    response = _error(status, type(cause).__name__, str(cause))
+    if status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_S)
+    return response
 
 
-def _place(detail: Any) -> str:
-    parts = [str(part) for part in detail["loc"] if part != "body"]
-    path = ".".join(part for part in parts if "[" not in part)
+def _place(detail: ErrorDetails | Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"] if part != "body")
     return f"{path}: " if path else ""
 
 
+def _json(tree: Any, status: int = 200) -> Response:
+    return Response(to_json(tree), status, media_type="application/json")
+
+
 def _error(status: int, kind: str, message: str) -> Response:
-    return JSONResponse({"error": {"type": kind, "message": message}}, status)
+    return _json({"error": {"type": kind, "message": message}}, status)

@@ -1,9 +1,11 @@
-"""The deployment behind the ingress that searches: a group of shards in one process.
+"""The deployment that searches: some shards of every index in one process.
 
 A group answers for all its shards at once, because a call to a replica costs more than a search.
 Neither torch nor a model is imported here.
 """
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,58 +13,73 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from clipray.config import Config
-from clipray.index.shard import Shard, Wanted, search_shards
-from clipray.index.store import opened
-from clipray.matches import Matches
+from clipray import nodes
+from clipray.errors import ClipRayError
+from clipray.index.store import read
 from clipray.serve.catalog import ServedFolder
+from clipray.serve.groups import GroupSpec
+from clipray.serve.holding import Holding, Job, Part, Told
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 30.0  # how long a version stays open after a later one was opened
 
 Vectors = NDArray[np.float32]
 
 
-class GroupSpec(Config):
-    """The shards that one group opens: shard numbers by slot."""
-
-    folders: tuple[ServedFolder, ...]
-    shards: dict[str, tuple[int, ...]]
-
-
-def plan_groups(folders: Sequence[ServedFolder], groups: int) -> list[GroupSpec]:
-    """Deal the shards of every folder out to the groups; no group is left without a shard."""
-    most = max(len(folder.shard_rows) for folder in folders)
-    count = min(groups, most)
-    return [
-        GroupSpec(
-            folders=tuple(folders),
-            shards={f.slot: tuple(range(g, len(f.shard_rows), count)) for f in folders},
-        )
-        for g in range(count)
-    ]
-
-
 class ShardGroup:
-    """A replica that holds some shards of every folder."""
+    """A replica of one group.
 
-    def __init__(self, spec: GroupSpec, threads: int = 1) -> None:
+    Args:
+        spec: what it holds.
+        folders: versions that were served when the service was made; where this node sees a later
+            one, that is opened instead.
+        threads: of Faiss for one call.
+        verify: compare files with their checksums.
+    """
+
+    def __init__(
+        self, spec: GroupSpec, folders: Sequence[ServedFolder], threads: int, *, verify: bool
+    ) -> None:
         faiss.omp_set_num_threads(threads)
-        self._shards = {f.slot: _open(f, spec.shards[f.slot]) for f in spec.folders}
-        self._versions = {folder.slot: folder.version for folder in spec.folders}
+        self._holding = Holding(spec.shards, nodes.local_root, verify=verify)
+        for folder in folders:
+            self._holding.open(_newest(folder))
 
-    def search(self, slot: str, queries: Vectors, wanted: Wanted) -> tuple[list[Matches], int]:
-        """The best rows for each (m, dim) float32 unit vector, and the version."""
-        return search_shards(self._shards[slot], queries, wanted), self._versions[slot]
+    async def open(self, folder: ServedFolder) -> Told:
+        """Open a version beside what is open, and let go of earlier ones after a while."""
+        told = await asyncio.to_thread(self._holding.open, folder)
+        loop = asyncio.get_running_loop()
+        loop.call_later(LINGER_S, self._holding.keep, folder.slot, folder.version)
+        return told
 
-    def find(self, slot: str, key: str) -> Vectors | None:
+    async def search(self, jobs: Sequence[Job]) -> list[Part | ClipRayError]:
+        """Answer several jobs; one that fails does not touch the others."""
+        return await asyncio.to_thread(lambda: [self._answer(job) for job in jobs])
+
+    async def find(self, slot: str, version: int, key: str) -> Vectors | None:
         """The vector of a key, if it is here."""
-        found = (shard.find(key) for shard in self._shards[slot])
-        return next((vector for vector in found if vector is not None), None)
+        return self._holding.find(slot, version, key)
 
-    def row(self, slot: str, row_id: int) -> dict[str, Any] | None:
-        """Key and all columns of a row, if it is here."""
-        found = (shard.row(row_id) for shard in self._shards[slot])
-        return next((row for row in found if row is not None), None)
+    async def rows(self, slot: str, version: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Id, key and all columns of the rows that are here, by id."""
+        return self._holding.rows(slot, version, ids)
+
+    def _answer(self, job: Job) -> Part | ClipRayError:
+        try:
+            return self._holding.search(job)
+        except ClipRayError as error:
+            return error
 
 
-def _open(folder: ServedFolder, numbers: Sequence[int]) -> list[Shard]:
-    index, manifest, _ = opened(folder.root, folder.version, verify=False)
-    return [Shard.open(index, manifest.shards[number], manifest.settings) for number in numbers]
+def _newest(folder: ServedFolder) -> ServedFolder:
+    """The version that a replica begins with, which may be started long after the service was."""
+    try:
+        manifest = read(folder.root)
+    except (ClipRayError, OSError) as error:  # the manifest need not be seen from this node
+        log.info("%s: version %d as deployed (%s)", folder.slot, folder.version, error)
+        return folder
+    same = manifest.modality == folder.modality
+    if not same or manifest.version <= folder.version:
+        return folder
+    return ServedFolder.of(folder.name, folder.root, manifest)

@@ -1,83 +1,96 @@
-"""The ingress deployment: query → vector → fan-out to the groups → merge.
+"""The ingress deployment: query → vector → fan-out to the groups → reply.
 
-Queries that wait at the same time go to a group as one matrix in one call.
+It answers over HTTP and through its handle, in the same way.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
-from clipray import images, uri
-from clipray.errors import InputError, NotFoundError, QueryError, UnavailableError
-from clipray.index.reader import check_filter, require_columns, unit_queries
+from clipray.errors import NotFoundError, QueryError, StaleError, UnavailableError
+from clipray.index.reader import check_filter, require_columns
 from clipray.index.shard import Wanted
-from clipray.matches import Coverage, Matches
-from clipray.query import Query, Term, combine
-from clipray.samples import Location
+from clipray.matches import Coverage
+from clipray.query import Query, Term
+from clipray.serve.args import ServeArgs
+from clipray.serve.calls import Handle, opener, sender
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
+from clipray.serve.fanout import Ask, Fanout
+from clipray.serve.front import Front
+from clipray.serve.groups import GroupSpec
 from clipray.serve.http import http_app
-from clipray.serve.replicas import GroupSpec
+from clipray.serve.line import Line, LineOptions
+from clipray.serve.pictures import Pictures
+from clipray.serve.switch import Switch
+from clipray.serve.terms import Terms
 
 log = logging.getLogger(__name__)
 
-DEADLINE_S = 10.0
+TRIES = 3  # of a query whose version is gone over meanwhile
+ENCODE_S = 30.0  # a batch on a CPU takes seconds
 
 Vector = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    """One query as the groups see it; those with equal `where` share a call."""
-
-    folder: ServedFolder
-    wanted: Wanted
-    vector: Vector
-
-    @property
-    def where(self) -> str:
-        return f"{self.folder.slot} {self.wanted}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    matches: Matches
-    coverage: Coverage
+Result = TypeVar("Result")
 
 
 @serve.ingress()
 class Search:
-    """Ingress of the service.
+    """A replica of the ingress.
 
     Args:
-        catalog: what is served.
+        catalog: what was served when the service was made.
         encoder: handle of the encoder deployment.
-        groups: handles of the groups, and what each of them holds.
+        groups: handles of the groups.
+        specs: what each of them holds.
+        args: of the application.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        encoder: DeploymentHandle[Any],
-        groups: Sequence[DeploymentHandle[Any]],
+        encoder: Handle,
+        groups: Sequence[Handle],
         specs: Sequence[GroupSpec],
+        args: ServeArgs,
     ) -> None:
-        self.catalog = catalog
-        self._encoder = encoder.options(_by_reference=False)
-        self._groups = [group.options(_by_reference=False) for group in groups]
-        self._specs = tuple(specs)
+        lines = [Line(s.name, sender(g), args.line) for s, g in zip(specs, groups, strict=True)]
+        self._fanout = Fanout(lines, specs, lambda count: None)
+        patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
+        self._terms = Terms(
+            Line("Encoder", sender(encoder), patient),
+            catalog.model.dim,
+            _no_fetch,
+            args.text_cache,
+            lambda kind, count: None,
+        )
+        self._pictures = Pictures(self._rows)
+        openers = [opener(group) for group in groups]
+        self._switch = Switch(catalog, list(zip(specs, openers, strict=True)))
+        self._app = http_app(self)
+        self._front = Front(self._app, args.listen) if args.listen else None
+        self._watching = asyncio.ensure_future(self._watch(args.watch_s))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP API over this replica; Ray calls it once."""
-        return http_app(self)
+        return self._app
+
+    async def __del__(self) -> None:
+        """Ray calls and awaits this before it ends the process."""
+        self._watching.cancel()
+        if self._front:
+            await self._front.close()
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is served now."""
+        return self._switch.catalog
 
     async def search(self, query: Query) -> Reply:
         """Answer one query.
@@ -86,29 +99,26 @@ class Search:
             QueryError: an unknown column; NotFoundError for an index or a key.
             UnavailableError: no group answers, or not all and `allow_partial` is false.
         """
-        began = time.perf_counter()
-        folder = self.catalog.find(query.index, query.modality)
-        require_columns(query.columns, set(folder.columns))
-        tree = query.filter and check_filter(query.filter, set(folder.columns))
-        wanted = Wanted(query.k, filter=tree, columns=query.columns)
-        vector = await self._vector(query.terms, folder.name)
-        encoded = time.perf_counter()
-        answer: _Answer = await self._coalesced(_Ask(folder, wanted, vector))
-        _require_enough(answer.coverage, query)
-        ended = time.perf_counter()
-        seconds = {"encode": encoded - began, "search": ended - encoded, "total": ended - began}
-        return Reply(
-            matches=answer.matches.above(query.threshold),
-            coverage=answer.coverage,
-            version=folder.version,
-            took_ms={name: 1e3 * value for name, value in seconds.items()},
-        )
+        return await self._fresh(lambda: self._search(query))
+
+    async def search_many(self, queries: Sequence[Query]) -> list[Reply]:
+        """Answer several queries."""
+        return list(await asyncio.gather(*[self.search(query) for query in queries]))
 
     async def embed(self, term: Term) -> Vector:
-        """(dim,) float32 unit vector of a text or an image."""
+        """(dim,) float32 unit vector of a term that is no key.
+
+        Raises:
+            QueryError: a key.
+        """
         if term.key is not None:
             raise QueryError("a key is not embedded; give a text or an image")
-        return await self._vector([term], "")
+        return await self._terms.vector([term], _no_keys)
+
+    async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
+        """Id, key and all columns of rows; None for an id that no row of the index has."""
+        found = await self._fresh(lambda: self._rows(index, ids))
+        return [found.get(row_id) for row_id in ids]
 
     async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
         """The picture of a row and its media type; a JPEG thumbnail when `size` is given.
@@ -116,74 +126,75 @@ class Search:
         Raises:
             NotFoundError: when there is no such row or it has no picture.
         """
-        row = await self._first("row", index, row_id)
-        if row is None or not row.get("source_path"):
-            raise NotFoundError(f"id {row_id}: no row of index '{index}' with a picture has it")
-        return await asyncio.to_thread(_read_picture, row, size)
-
-    async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
-        """Id, key and all columns of rows; None for an id that no row of the index has."""
-        name = index or self.catalog.folders[0].name
-        return list(await asyncio.gather(*[self._first("row", name, row_id) for row_id in ids]))
+        return await self._fresh(lambda: self._pictures.read(index, row_id, size))
 
     async def refresh(self) -> dict[str, Any]:
-        """Which version of each index is served."""
-        return {folder.slot: folder.version for folder in self.catalog.folders}
+        """Have all ingress replicas go over to the newest versions; says what is served then."""
+        context = serve.get_replica_context()
+        ingress = serve.get_deployment_handle(context.deployment, context.app_name)
+        found = await ingress.broadcast("look").results_async()
+        return dict(next(iter(found)))
 
-    async def _vector(self, terms: Sequence[Term], index: str) -> Vector:
-        vectors = await asyncio.gather(*[self._term(term, index) for term in terms])
-        mixed = combine(vectors, [term.weight for term in terms])
-        (vector,) = unit_queries(mixed[None], self.catalog.model.dim)  # as in process
-        return np.asarray(vector)
+    async def look(self) -> dict[str, Any]:
+        """Go over to the newest versions in this replica."""
+        await self._switch.look(again=True)
+        return {
+            "versions": {folder.slot: folder.version for folder in self.catalog.folders},
+            "failures": dict(self._switch.failures),
+        }
 
-    async def _term(self, term: Term, index: str) -> Vector:
-        vector: Vector | None
-        if term.text is not None:
-            vector = await self._encoder.encode_text.remote(term.text)
-        elif term.image is not None:
-            vector = await self._encoder.encode_image.remote(term.image)
-        elif term.embedding is not None:
-            (vector,) = unit_queries(np.array([term.embedding]), self.catalog.model.dim)
-        else:
-            vector = await self._first("find", index, term.key)
-        if vector is None:
-            raise NotFoundError(f"key '{term.key}': no row of index '{index}' has it")
-        return vector
+    async def _watch(self, every_s: float) -> None:
+        await self._switch.look(again=True)  # replicas tell the columns
+        if every_s:
+            await self._switch.watch(every_s)
 
-    async def _first(self, method: str, index: str, wanted: Any) -> Any:
-        slots = [folder.slot for folder in self.catalog.named(index)]
-        calls = [getattr(g, method).remote(slot, wanted) for g in self._groups for slot in slots]
-        found = await asyncio.gather(*[asyncio.wait_for(call, DEADLINE_S) for call in calls])
-        return next((value for value in found if value is not None), None)
+    async def _search(self, query: Query) -> Reply:
+        began = time.perf_counter()
+        folder = self.catalog.find(query.index, query.modality)
+        wanted = _wanted(query, folder)
+        vector = await self._terms.vector(query.terms, lambda key: self._find(folder.name, key))
+        encoded = time.perf_counter()
+        answer = await self._fanout.search(Ask(folder, wanted, vector))
+        _require_enough(answer.coverage, query)
+        seconds = {"encode": encoded - began, **answer.seconds}
+        seconds["total"] = time.perf_counter() - began
+        return Reply(
+            matches=answer.matches.above(query.threshold),
+            coverage=answer.coverage,
+            version=folder.version,
+            took_ms={name: 1e3 * value for name, value in seconds.items()},
+        )
 
-    @serve.batch(max_batch_size=128, batch_wait_timeout_s=0.0)
-    async def _coalesced(self, asks: list[_Ask]) -> list[_Answer]:
-        shared: dict[Any, list[int]] = {}
-        for place, ask in enumerate(asks):
-            shared.setdefault(ask.where, []).append(place)
-        fanned = [self._fan_out([asks[place] for place in places]) for places in shared.values()]
-        answers: dict[int, _Answer] = {}
-        for places, found in zip(shared.values(), await asyncio.gather(*fanned), strict=True):
-            answers.update(zip(places, found, strict=True))
-        return [answers[place] for place in range(len(asks))]
+    async def _find(self, index: str, key: str) -> Vector:
+        folders = self.catalog.named(index)
+        found = await asyncio.gather(*[self._fanout.each(f, "find", key) for f in folders])
+        for vector in (vector for part in found for vector in part):
+            if vector is not None:
+                return np.asarray(vector)
+        raise NotFoundError(f"key '{key}': no row of index '{index}' has it")
 
-    async def _fan_out(self, asks: Sequence[_Ask]) -> list[_Answer]:
-        slot, wanted = asks[0].folder.slot, asks[0].wanted
-        queries = np.stack([ask.vector for ask in asks])
-        calls = [group.search.remote(slot, queries, wanted) for group in self._groups]
-        waited = [asyncio.wait_for(call, DEADLINE_S) for call in calls]
-        replies = await asyncio.gather(*waited, return_exceptions=True)
-        found: list[list[Matches]] = []
-        missing: list[int] = []
-        for reply, spec in zip(replies, self._specs, strict=True):
-            if isinstance(reply, BaseException):
-                log.warning("shards %s did not answer: %r", spec.shards[slot], reply)
-                missing += spec.shards[slot]
-            else:
-                found.append(reply[0])
-        coverage = asks[0].folder.coverage(missing)
-        merged = (Matches.merge([part[i] for part in found], wanted.k) for i in range(len(asks)))
-        return [_Answer(matches, coverage) for matches in merged]
+    async def _rows(self, index: str | None, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        folders = self.catalog.named(index)
+        parts = await asyncio.gather(*[self._fanout.each(f, "rows", ids) for f in folders])
+        return {row_id: row for part in parts for one in part for row_id, row in one.items()}
+
+    async def _fresh(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Do something again when the version that it began with is open no more."""
+        for _ in range(TRIES):
+            try:
+                return await work()
+            except StaleError as error:
+                log.info("%s", error)
+                await self._switch.look(again=True)
+        raise UnavailableError("the index changes faster than it can be searched; try again later")
+
+
+def _wanted(query: Query, folder: ServedFolder) -> Wanted:
+    known = set(folder.columns)
+    if known:
+        require_columns(query.columns, known)
+    tree = query.filter and check_filter(query.filter, known)
+    return Wanted(query.k, filter=tree, columns=query.columns, vectors=query.embeddings)
 
 
 def _require_enough(coverage: Coverage, query: Query) -> None:
@@ -192,12 +203,9 @@ def _require_enough(coverage: Coverage, query: Query) -> None:
         raise UnavailableError(f"{answered}; try again later")
 
 
-def _read_picture(row: dict[str, Any], size: int | None) -> tuple[bytes, str]:
-    try:
-        place = Location(uri.at(row["source_path"]), row["source_offset"], row["source_size"])
-        data = place.read(images.MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"picture of {row['key']}: its source is gone ({error})") from None
-    if size is None:
-        return data, images.media_type(data)
-    return images.thumbnail(data, size), "image/jpeg"
+async def _no_keys(key: str) -> Vector:
+    raise QueryError(f"key '{key}': a key is not embedded")
+
+
+async def _no_fetch(url: str) -> bytes:
+    raise QueryError(f"image_url {url}: this service fetches no images")

@@ -16,7 +16,8 @@ from clipray.index import Index
 from clipray.manifest import ModelSource
 from clipray.query import Query
 from clipray.search import SearchConfig, find, search
-from clipray.serve.app import APP_NAME, ServeConfig, start
+from clipray.serve.app import APP_NAME
+from clipray.serve.local import ServeConfig, start
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

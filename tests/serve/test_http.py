@@ -23,7 +23,8 @@ class LocalSearcher:
 
     def __init__(self, root: Path, encoder: Encoder) -> None:
         self.index, self.encoder = Index.open(root), encoder
-        folder = ServedFolder.open("drawings", root)
+        folder = ServedFolder.of("drawings", root, self.index.manifest)
+        folder = folder.model_copy(update={"columns": tuple(sorted(self.index.columns))})
         self.catalog = Catalog(
             model=encoder.identity, source=ModelSource(name="x"), folders=(folder,)
         )

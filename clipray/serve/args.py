@@ -1,0 +1,92 @@
+"""What a service is told: the arguments of the application."""
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from clipray.config import Config
+from clipray.encoder import EncoderOptions
+from clipray.serve.line import LineOptions
+
+
+class Scaling(Config):
+    """How many replicas a deployment has, and what each asks Ray for."""
+
+    replicas: int = Field(1, ge=1, description="replicas, at least")
+    max_replicas: int | None = Field(
+        None, ge=1, description="replicas, at most; more than `replicas` lets Ray scale by load"
+    )
+    target: float = Field(8, gt=0, description="requests in work that one replica should have")
+    cpus: float = Field(0.2, ge=0, description="logical CPUs of one replica")
+    per_node: int | None = Field(None, ge=1, description="replicas on one node, at most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than {self.replicas}")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """As `serve.deployment` takes it."""
+        found: dict[str, Any] = {"num_replicas": self.replicas}
+        if self.max_replicas and self.max_replicas > self.replicas:
+            found = {
+                "autoscaling_config": {
+                    "min_replicas": self.replicas,
+                    "max_replicas": self.max_replicas,
+                    "target_ongoing_requests": self.target,
+                }
+            }
+        return found | ({"max_replicas_per_node": self.per_node} if self.per_node else {})
+
+
+class Listen(Config):
+    """An address that the ingress replicas listen on themselves, without Ray's proxies."""
+
+    host: str = Field("127.0.0.1", description="address")
+    port: int = Field(8000, ge=1, le=65535, description="port")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether other machines cannot reach it."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
+    def url(self) -> str:
+        """Where the service is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+class ServeArgs(EncoderOptions):
+    """Arguments of the application."""
+
+    index: tuple[str, ...] = Field(
+        min_length=1,
+        description="index folder, URI of a published one, or NAME=FOLDER; may be repeated, and a "
+        "name may have one folder of images and one of texts",
+    )
+    model: str | None = Field(
+        None, description="model name or folder; by default where the indices say it is"
+    )
+    pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
+    gpus: float = Field(0, ge=0, description="GPUs of one encoder replica, or a fraction of one")
+    groups: int = Field(1, ge=1, description="processes that the shards are dealt out to")
+    replicas: int = Field(1, ge=1, description="replicas of every group, at least")
+    threads: int = Field(1, ge=1, description="threads of Faiss for one call to a group")
+    verify: bool = Field(True, description="compare all files of the indices with their checksums")
+    watch_s: float = Field(
+        5.0, ge=0, description="seconds between looks for new versions of the indices; 0: never"
+    )
+    text_cache: int = Field(
+        10_000, ge=0, description="texts whose vectors an ingress replica keeps"
+    )
+    line: LineOptions = Field(LineOptions(), description="how long the groups are waited for")
+    search: Scaling = Field(Scaling(target=64), description="the ingress")
+    encoder: Scaling = Field(Scaling(), description="the encoder")
+    shards: Scaling = Field(
+        Scaling(), description="every group; its `replicas` is the option above"
+    )
+    listen: Listen | None = Field(
+        None, description="address that the ingress listens on itself; by default Ray's proxies do"
+    )

@@ -1,0 +1,186 @@
+"""What one process of a group holds: its shards of the versions that are served.
+
+A version is opened beside the one before it, so that queries of both are answered while the
+service goes over from one to the other. Ray is not known here.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipray.errors import ClipRayError, DamagedError, StaleError
+from clipray.index.manifest import IndexFolder, ShardRecord
+from clipray.index.shard import Shard, Wanted, search_shards
+from clipray.index.store import opened
+from clipray.matches import Matches
+from clipray.serve.catalog import ServedFolder
+
+log = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+LocalRoot = Callable[[Path], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Queries that one version of one folder answers in the same way.
+
+    Attributes:
+        queries: (m, dim) float32 unit vectors.
+    """
+
+    slot: str
+    version: int
+    queries: Vectors
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a group found.
+
+    Attributes:
+        found: for each query of the job.
+        lost: numbers of its shards that could not be opened.
+    """
+
+    found: list[Matches]
+    lost: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a group says of a version that it opened.
+
+    Attributes:
+        columns: metadata columns of its shards.
+        lost: why shards could not be opened, by number.
+    """
+
+    columns: tuple[str, ...]
+    lost: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    version: int
+    shards: dict[int, Shard]
+    lost: dict[int, str]
+
+    @property
+    def told(self) -> Told:
+        columns = {name for shard in self.shards.values() for name in shard.columns}
+        return Told(tuple(sorted(columns)), self.lost)
+
+
+class Holding:
+    """Open shards, by folder and version; any number of threads may use them.
+
+    Args:
+        shards: numbers of the shards of a folder that this process holds.
+        verify: compare files with their checksums when they are opened first.
+        local_root: where this node keeps what it holds itself of an index folder.
+    """
+
+    def __init__(
+        self,
+        shards: Callable[[ServedFolder], Sequence[int]],
+        local_root: LocalRoot,
+        *,
+        verify: bool = True,
+    ) -> None:
+        self._numbers = shards
+        self._local_root = local_root
+        self._verify = verify
+        self._held: dict[str, list[_Held]] = {}  # the newest last
+        self._verified: set[Path] = set()
+        self._opening = Lock()
+
+    def open(self, folder: ServedFolder) -> Told:
+        """Open a version unless it is open; damaged shards are left out, told and tried again."""
+        with self._opening:
+            held = self._find(folder.slot, folder.version)
+            if held is None or held.lost:
+                others = [h for h in self._held.get(folder.slot, []) if h is not held]
+                held = self._open(folder)
+                self._held[folder.slot] = [*others, held]
+        return held.told
+
+    def keep(self, slot: str, version: int) -> None:
+        """Let go of all versions of a folder but this one and later ones."""
+        with self._opening:
+            self._held[slot] = [held for held in self._held[slot] if held.version >= version]
+
+    def search(self, job: Job) -> Part:
+        """Answer the queries of a job.
+
+        Raises:
+            StaleError: its version is not open here.
+        """
+        held = self._require(job.slot, job.version)
+        found = search_shards(list(held.shards.values()), job.queries, job.wanted)
+        return Part(found, tuple(held.lost))
+
+    def find(self, slot: str, version: int, key: str) -> Vectors | None:
+        """The vector of a key, if it is here."""
+        shards = self._require(slot, version).shards.values()
+        found = (shard.find(key) for shard in shards)
+        return next((vector for vector in found if vector is not None), None)
+
+    def rows(self, slot: str, version: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Id, key and all columns of the rows that are here, by id."""
+        shards = self._require(slot, version).shards.values()
+        found = ((row_id, shard.row(row_id)) for row_id in ids for shard in shards)
+        return {row_id: row for row_id, row in found if row is not None}
+
+    def _find(self, slot: str, version: int) -> _Held | None:
+        held = (held for held in self._held.get(slot, []) if held.version == version)
+        return next(held, None)
+
+    def _require(self, slot: str, version: int) -> _Held:
+        held = self._find(slot, version)
+        if held is None:
+            raise StaleError(f"{slot}: version {version} is not open here")
+        return held
+
+    def _open(self, folder: ServedFolder) -> _Held:
+        shards: dict[int, Shard] = {}
+        lost: dict[int, str] = {}
+        numbers = self._numbers(folder)
+        try:
+            root, verified = self._root(folder, numbers)
+        except ClipRayError as error:
+            return _Held(folder.version, {}, dict.fromkeys(numbers, str(error)))
+        for number in numbers:
+            try:
+                if self._verify and not verified:
+                    self._verify_files(root, folder.shards[number])
+                record = folder.shards[number]
+                shards[number] = Shard.open(root, record, folder.settings, verify=False)
+            except DamagedError as error:
+                log.error("%s: shard %d is left out: %s", folder.slot, number, error)
+                lost[number] = str(error)
+        return _Held(folder.version, shards, lost)
+
+    def _root(self, folder: ServedFolder, numbers: Sequence[int]) -> tuple[IndexFolder, bool]:
+        """The folder on this machine with the files of some shards, and whether it is verified."""
+        if isinstance(folder.root, Path):
+            local = folder.placement == "node"
+            return IndexFolder(self._local_root(folder.root) if local else folder.root), False
+        found = opened(
+            folder.root, folder.version, verify=self._verify, partial=True, shards=numbers
+        )
+        return found.folder, found.verified
+
+    def _verify_files(self, root: IndexFolder, shard: ShardRecord) -> None:
+        """Compare the files that this process has not compared yet."""
+        for path, file in (file for segment in shard.segments for file in root.files(segment)):
+            if path not in self._verified:
+                file.verify(path)
+                self._verified.add(path)

@@ -1,0 +1,95 @@
+"""`clipray serve`: the service on this machine, until it is interrupted."""
+
+import logging
+import socket
+import threading
+
+from pydantic import Field
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from clipray import cluster
+from clipray.errors import ConfigError, from_remote
+from clipray.report import Report
+from clipray.serve.app import APP_NAME, build
+from clipray.serve.args import Listen, ServeArgs
+from clipray.serve.front import bound
+
+log = logging.getLogger(__name__)
+
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+class ServeConfig(ServeArgs):
+    """Serve indices over HTTP from this machine until interrupted."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+
+
+class ServeReport(Report):
+    """That the service has ended."""
+
+    url: str
+
+    def summary(self) -> str:
+        """One line."""
+        return f"{self.url}: stopped"
+
+
+def serve_until_interrupted(config: ServeConfig) -> ServeReport:
+    """Start Ray and the service, and wait.
+
+    Raises:
+        ConfigError: the port is taken.
+        ClipRayError: a replica cannot start; the message is its error.
+    """
+    with cluster.session(cpus=_logical_cpus(config)):
+        url = start(config)
+        log.warning("serving %s at %s, Ctrl-C ends it", ", ".join(config.index), url)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            log.warning("stopping")
+        finally:
+            if cluster.is_remote():
+                serve.delete(APP_NAME)
+    return ServeReport(url=url)
+
+
+def start(config: ServeConfig) -> str:
+    """Start the service on the running Ray and wait until it answers; returns its URL."""
+    listen = Listen(host=config.host, port=config.port)
+    bound(listen, shared=False).close()
+    if not listen.is_local:
+        log.warning("%s: reachable from other machines, and there is no key yet", config.host)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    args = {name: getattr(config, name) for name in ServeArgs.model_fields} | {"listen": listen}
+    application = build(ServeArgs(**args))
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
+    try:
+        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
+    except RuntimeError as error:
+        deployed = serve.status().applications[APP_NAME].deployments.values()
+        told = "\n".join([str(error), *(deployment.message for deployment in deployed)])
+        serve.delete(APP_NAME)
+        raise from_remote(told, "the service did not start") from None
+    _require_listening(listen)
+    return listen.url
+
+
+def _logical_cpus(config: ServeConfig) -> int:
+    """What the replicas ask for together; Ray counts these, whatever the machine has."""
+    asked = config.search.cpus + config.encoder.cpus
+    replicas = max(config.replicas, config.shards.replicas)
+    return int(asked + config.groups * replicas * config.shards.cpus) + 2
+
+
+def _require_listening(listen: Listen) -> None:
+    try:
+        socket.create_connection((listen.host, listen.port), timeout=5).close()
+    except OSError:
+        raise ConfigError(
+            f"port {listen.port} on {listen.host}: nothing listens there; the ingress of this Ray "
+            "cluster runs on another node: use `serve deploy`"
+        ) from None

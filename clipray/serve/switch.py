@@ -1,0 +1,108 @@
+"""Going over to a new version of an index while queries are answered.
+
+Every replica of every group opens the new version beside the old one; when all have, the catalog
+is replaced in one step. Queries under way finish on the version that they began with, so no reply
+mixes two. A version that a group cannot open whole is not gone over to.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from clipray.errors import DamagedError, MismatchError, plain
+from clipray.index.store import newest, read
+from clipray.serve.catalog import Catalog, ServedFolder
+from clipray.serve.groups import GroupSpec, require_homes
+from clipray.serve.holding import Told
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 600.0  # a large version is verified while the old one is served
+
+
+class Opener(Protocol):
+    """Has all replicas of a group open a version."""
+
+    async def __call__(self, folder: ServedFolder, /) -> Sequence[Told]:
+        """What each replica says."""
+        ...
+
+
+class Switch:
+    """Keeps the catalog of one ingress replica at the newest versions.
+
+    Args:
+        catalog: what is served at first.
+        groups: what each group holds, and how it is made to open a version.
+
+    Attributes:
+        catalog: what is served now.
+        failures: why folders are not at their newest version, by slot.
+    """
+
+    def __init__(self, catalog: Catalog, groups: Sequence[tuple[GroupSpec, Opener]]) -> None:
+        self.catalog = catalog
+        self.failures: dict[str, str] = {}
+        self._groups = tuple(groups)
+        self._looking = asyncio.Lock()
+
+    async def watch(self, every_s: float) -> None:
+        """Look for new versions for ever."""
+        while True:
+            await asyncio.sleep(every_s)
+            await self.look()
+
+    async def look(self, *, again: bool = False) -> None:
+        """Go over to the newest version of every folder.
+
+        Args:
+            again: open also those that are served, where a shard was lost or columns are not known.
+        """
+        async with self._looking:
+            for folder in self.catalog.folders:
+                try:
+                    await self._look_at(folder, again=again)
+                    self.failures.pop(folder.slot, None)
+                except Exception as error:  # noqa: BLE001  the old version is still served
+                    self._failed(folder, plain(error))
+
+    async def _look_at(self, folder: ServedFolder, *, again: bool) -> None:
+        number = await asyncio.to_thread(newest, folder.root)
+        if number == folder.version and not again:
+            return
+        target = folder
+        if number > folder.version:
+            manifest = await asyncio.to_thread(read, folder.root, number)
+            self.catalog.model.require(manifest.model, f"{folder.slot} version {number}: its model")
+            if manifest.modality != folder.modality:
+                raise MismatchError(f"{folder.slot}: version {number} holds {manifest.modality}s")
+            target = ServedFolder.of(folder.name, folder.root, manifest)
+            require_homes(target, [spec for spec, _ in self._groups])
+        opened = await self._opened(target)
+        if target is not folder:
+            _require_whole(target, opened)
+        self._go_over(target, opened)
+
+    async def _opened(self, folder: ServedFolder) -> list[Told]:
+        calls = [opened(folder) for spec, opened in self._groups if spec.shards(folder)]
+        async with asyncio.timeout(OPEN_S):
+            return [told for group in await asyncio.gather(*calls) for told in group]
+
+    def _go_over(self, folder: ServedFolder, opened: Sequence[Told]) -> None:
+        columns = sorted({column for told in opened for column in told.columns})
+        changed = folder.model_copy(update={"columns": tuple(columns)})
+        self.catalog = self.catalog.with_folders([changed])
+        log.info("%s: version %d is served", folder.slot, folder.version)
+
+    def _failed(self, folder: ServedFolder, error: BaseException) -> None:
+        told = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+        if self.failures.get(folder.slot) != told:
+            log.error("%s: stays at version %d: %s", folder.slot, folder.version, told)
+        self.failures[folder.slot] = told
+
+
+def _require_whole(folder: ServedFolder, opened: Sequence[Told]) -> None:
+    lost: Mapping[int, str] = {n: why for told in opened for n, why in told.lost.items()}
+    for number, why in sorted(lost.items()):
+        raise DamagedError(f"{folder.slot} version {folder.version}: shard {number}: {why}")
