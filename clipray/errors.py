@@ -95,13 +95,17 @@ def from_remote(told: str, what: str) -> ClipRayError:
         told: the text.
         what: opens the message when the error is none of ours.
     """
-    kinds = {kind.__name__: kind for kind in _leaves(ClipRayError)}
     for name, message in reversed(re.findall(r"clipray\.errors\.(\w+): (.+)", told)):
-        if name in kinds:
-            return kinds[name](message)
-    named = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", told, re.MULTILINE)
-    lines = named or told.strip().splitlines() or ["no reason given"]
+        if kind := named(name):
+            return kind(message)
+    raised = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", told, re.MULTILINE)
+    lines = raised or told.strip().splitlines() or ["no reason given"]
     return ClipRayError(f"{what}: {lines[-1].strip()}")
+
+
+def named(name: str) -> type[ClipRayError] | None:
+    """The class of ours with this name."""
+    return next((kind for kind in _leaves(ClipRayError) if kind.__name__ == name), None)
 
 
 def _leaves(kind: type[ClipRayError]) -> Iterator[type[ClipRayError]]:

@@ -11,7 +11,7 @@ from ray import serve
 
 from clipray import clip
 from clipray.client import AsyncClient, Client
-from clipray.errors import ClipRayError, ConfigError, MismatchError, QueryError
+from clipray.errors import ClipRayError, ConfigError, ImageError, MismatchError, QueryError
 from clipray.index import Index
 from clipray.manifest import ModelSource
 from clipray.query import Query
@@ -111,7 +111,7 @@ def test_pictures_come_whole_and_small(client, shards):
 def test_a_refusal_reaches_the_client_with_its_reason(client):
     with pytest.raises(QueryError, match="k: "):
         client.search("a", k=0)
-    with pytest.raises(QueryError, match="not a readable image"):
+    with pytest.raises(ImageError, match="not a readable image"):
         client.search(image=b"no image")
     with pytest.raises(QueryError, match="no index other"):
         client.search("a", index="other")
