@@ -5,7 +5,7 @@ drift apart. Nothing here knows how a search is done.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from heapq import nsmallest
 from typing import Any, Self
 
@@ -76,6 +76,10 @@ class Matches:
         if threshold is None:
             return self
         return type(self)(tuple(match for match in self if match.score >= threshold))
+
+    def without_vectors(self) -> Self:
+        """The same for who has not asked for vectors."""
+        return type(self)(tuple(replace(match, vector=None) for match in self))
 
     def recall(self, truth: Self) -> float:
         """Fraction of `truth` that is found here; 1.0 where there is nothing to find."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from clipray.duplicates import asks, without_duplicates
 from clipray.encoder import Encoder, EncoderOptions, open_encoder
 from clipray.errors import InputError, QueryError
 from clipray.filters import FilterTree
@@ -41,6 +42,9 @@ class SearchConfig(EncoderOptions):
         None, description='which rows count, by their metadata, as JSON: {"width": {"$gte": 256}}'
     )
     columns: tuple[str, ...] = Field(("caption",), description="metadata to show")
+    deduplicate: float | None = Field(
+        None, gt=0, le=1, description="leave out what has this cosine or more with a better match"
+    )
     verify: bool = Field(True, description="compare all files of the index with their checksums")
     model: str | None = Field(
         None, description="model name or folder; by default where the index says it is"
@@ -86,6 +90,7 @@ def search(config: SearchConfig) -> SearchReport:
         threshold=config.threshold,
         filter=config.filter,
         columns=config.columns,
+        deduplicate=config.deduplicate,
     )
     encoder = None if config.key else open_for(index, config)
     matches = find(index, encoder, query)
@@ -106,7 +111,21 @@ def open_for(index: Index, config: SearchConfig) -> Encoder:
 def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
     """Answer one query from one index."""
     vector = query_vector(query.terms, encoder, index.find)
-    (matches,) = index.search(vector[None], query.k, query.threshold, query.filter, query.columns)
+    if query.deduplicate is None:
+        return _search(index, vector, query, query.k, vectors=query.embeddings)
+    left = Matches()
+    for asked in asks(query.k):
+        found = _search(index, vector, query, asked, vectors=True)
+        left = without_duplicates(found, query.deduplicate, query.k)
+        if len(left) == query.k or len(found) < asked:
+            break
+    return left if query.embeddings else left.without_vectors()
+
+
+def _search(index: Index, vector: Vector, query: Query, k: int, *, vectors: bool) -> Matches:
+    (matches,) = index.search(
+        vector[None], k, query.threshold, query.filter, query.columns, vectors=vectors
+    )
     return matches
 
 
@@ -128,6 +147,8 @@ def _term_vector(term: Term, encoder: Encoder | None, find_key: Callable[[str], 
         return find_key(term.key)
     if term.embedding is not None:
         return np.array(term.embedding, dtype=np.float32)
+    if term.image_url is not None:
+        raise QueryError("image_url: only a service fetches images; give the image itself")
     if encoder is None:
         raise QueryError("texts and images need a model, and none is open")
     vector: Vector

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from clipray import clip
-from clipray.errors import ImageError, InputError, MismatchError
+from clipray.duplicates import asks, without_duplicates
+from clipray.errors import ImageError, InputError, MismatchError, QueryError
 from clipray.index import Index
 from clipray.manifest import ModelSource
+from clipray.matches import Match, Matches
 from clipray.query import Query
 from clipray.search import SearchConfig, find, search
 
@@ -37,6 +39,52 @@ def test_terms_add_up(flat_index, encoder):
     mixed = first / np.linalg.norm(first) - 0.3 * second
     (expected,) = index.search(mixed[None], k=5)
     assert find(index, encoder, Query(query=terms, k=5)).ids == expected.ids
+
+
+def test_near_duplicates_make_room_for_others(flat_index, encoder):
+    index, text = Index.open(flat_index), "a large red ring"
+    (everything,) = index.search(encoder.encode_texts([text]), k=40, vectors=True)
+    expected = without_duplicates(everything, 0.5, 6)
+    found = find(index, encoder, Query(text=text, k=6, deduplicate=0.5))
+    assert found.ids == expected.ids != everything.ids[:6]
+    assert [match.vector for match in found] == [None] * 6
+    command = search(SearchConfig(index=flat_index, text=text, k=6, deduplicate=0.5))
+    assert [int(row["id"]) for row in command.matches] == expected.ids
+
+
+def test_vectors_come_when_they_are_asked_for(flat_index):
+    index, key = Index.open(flat_index), "shards/000000000"
+    for similarity in (None, 0.9):
+        query = Query(key=key, k=1, embeddings=True, deduplicate=similarity)
+        (match,) = find(index, None, query)
+        assert np.array_equal(match.vector, index.find(key))
+
+
+class Alike:
+    """An index of 50 rows that are alike, and worse ones that are not."""
+
+    def __init__(self):
+        self.asked = []
+
+    def find(self, key):
+        raise NotImplementedError
+
+    def search(self, queries, k, *_, vectors):
+        self.asked.append(k)
+        directions = np.eye(200, dtype=np.float32)[[0] * 50 + list(range(50, 200))]
+        return [Matches(tuple(Match(row, vector=directions[row]) for row in range(k)))]
+
+
+def test_more_are_asked_for_once_when_most_are_duplicates():
+    index = Alike()
+    found = find(index, None, Query(embedding=(1.0, 0.0), k=2, deduplicate=0.9))
+    assert found.ids == [0, 50]
+    assert tuple(index.asked) == asks(2)
+
+
+def test_an_address_is_for_a_service(flat_index, encoder):
+    with pytest.raises(QueryError, match="only a service"):
+        find(Index.open(flat_index), encoder, Query(image_url="http://127.0.0.1/a.png"))
 
 
 def test_no_match_is_said(flat_index):

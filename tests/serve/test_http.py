@@ -11,43 +11,20 @@ from fastapi.testclient import TestClient
 from clipray.encoder import Encoder
 from clipray.errors import UnavailableError
 from clipray.index import Index
-from clipray.manifest import ModelSource
-from clipray.query import Query, Term
-from clipray.search import find, query_vector
-from clipray.serve.catalog import Catalog, Reply, ServedFolder
+from clipray.query import Query
+from clipray.search import find
 from clipray.serve.http import http_app
+from tests.serve.local import LocalSearcher
 
 
-class LocalSearcher:
-    """The ingress without Ray: one index in this process."""
-
-    def __init__(self, root: Path, encoder: Encoder) -> None:
-        self.index, self.encoder = Index.open(root), encoder
-        folder = ServedFolder.of("drawings", root, self.index.manifest)
-        folder = folder.model_copy(update={"columns": tuple(sorted(self.index.columns))})
-        self.catalog = Catalog(
-            model=encoder.identity, source=ModelSource(name="x"), folders=(folder,)
-        )
-
-    async def search(self, query: Query) -> Reply:
-        self.catalog.find(query.index, query.modality)
-        return Reply(
-            matches=find(self.index, self.encoder, query),
-            coverage=self.index.coverage,
-            version=self.index.manifest.version,
-            took_ms={"total": 1.0},
-        )
-
-    async def embed(self, term: Term) -> np.ndarray:
-        return query_vector([term], self.encoder, self.index.find)
-
+class Resting(LocalSearcher):
     async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
         raise UnavailableError(f"{index} {row_id} {size}: resting")
 
 
 @pytest.fixture(scope="module")
 def http(flat_index: Path, encoder: Encoder) -> TestClient:
-    app = http_app(LocalSearcher(flat_index, encoder))
+    app = http_app(Resting(flat_index, encoder))
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -1,0 +1,71 @@
+"""The ingress without Ray: indices in this process, behind the routes of the service."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipray import images
+from clipray.encoder import Encoder
+from clipray.errors import NotFoundError
+from clipray.index import Index
+from clipray.manifest import ModelSource
+from clipray.query import Query, Term
+from clipray.samples import Location
+from clipray.search import find, query_vector
+from clipray.serve.catalog import Catalog, Reply, ServedFolder
+
+
+class LocalSearcher:
+    """A `Searcher` over index folders, all of them named `drawings`."""
+
+    def __init__(self, root: Path, encoder: Encoder, *more: Path) -> None:
+        opened = [(folder, Index.open(folder)) for folder in (root, *more)]
+        folders = tuple(_served(folder, index) for folder, index in opened)
+        self.index, self.encoder = opened[0][1], encoder
+        self.indices = {index.manifest.modality: index for _, index in opened}
+        self.catalog = Catalog(
+            model=encoder.identity, source=ModelSource(name="x"), folders=folders
+        )
+        self.asked: list[Query] = []
+
+    async def search(self, query: Query) -> Reply:
+        self.asked.append(query)
+        folder = self.catalog.find(query.index, query.modality)
+        index = self.indices[folder.modality]
+        return Reply(
+            matches=find(index, self.encoder, query),
+            coverage=index.coverage,
+            version=index.manifest.version,
+            took_ms={"total": 1.0},
+        )
+
+    async def embed(self, term: Term) -> np.ndarray:
+        return query_vector([term], self.encoder, self.index.find)
+
+    async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
+        self.catalog.named(index or "drawings")
+        return [self._row(one) for one in ids]
+
+    async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
+        (row,) = await self.rows(index, [row_id])
+        if row is None:
+            raise NotFoundError(f"id {row_id}: no row has it")
+        place = Location(Path(row["source_path"]), row["source_offset"], row["source_size"])
+        data = place.read(images.MAX_BYTES)
+        if size is None:
+            return data, images.media_type(data)
+        return images.thumbnail(data, size), "image/jpeg"
+
+    async def refresh(self) -> dict[str, Any]:
+        return {folder.slot: folder.version for folder in self.catalog.folders}
+
+    def _row(self, row_id: int) -> dict[str, Any] | None:
+        found = (shard.row(row_id) for shard in self.index.shards)
+        return next((row for row in found if row is not None), None)
+
+
+def _served(root: Path, index: Index) -> ServedFolder:
+    folder = ServedFolder.of("drawings", root, index.manifest)
+    return folder.model_copy(update={"columns": tuple(sorted(index.columns))})
