@@ -1,0 +1,169 @@
+"""The services that are compared: how each is started, asked and stopped."""
+
+import http.client
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.search import K
+from tests.benchmarks.served import ROOT, Served
+from tests.benchmarks.tree import Tree
+from tests.peers import environment
+
+HERE = Path(__file__).parent / "contestants"
+START_S = 180
+STOP_S = 60
+
+CLIPRAY = "{python} -m clipray.cli serve --index {index} --port {port} --groups "
+BACK = (  # open_clip's weights may be a file: nothing is downloaded, and nothing of it is replaced
+    "{peer} -m clip_retrieval.cli back --indices_paths {indices} --port {port} "
+    "--clip_model open_clip:ViT-B-32/{weights} --provide_aesthetic_embeddings False "
+    "--enable_mclip_option False"
+)
+PARQUET = BACK.replace("{indices}", "{listed}")
+ARROW = BACK.replace("{indices}", "{listed_arrow}") + " --use_arrow True"
+PLAIN = "{python} {here}/plain_server.py {graph} {metadata} {port}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A service.
+
+    Attributes:
+        line: its command line.
+        path: where it is asked.
+        vector: name of a vector in the body of a request.
+        rest: what else the body says.
+        encodes: whether it is asked with texts as well.
+    """
+
+    name: str
+    line: str
+    path: str
+    vector: str
+    rest: Mapping[str, Any]
+    encodes: bool = True
+
+    def body(self, vector: list[float]) -> dict[str, Any]:
+        """A query by vector."""
+        return {self.vector: vector, **self.rest}
+
+    def text_body(self, text: str) -> dict[str, Any]:
+        """A query by text."""
+        return {"text": text, **self.rest}
+
+
+OURS = {"k": K, "columns": ["caption"]}
+THEIRS = {"modality": "image", "num_images": K, "indice_name": "rows"}
+RECIPES = (
+    Recipe("clipray, 4 groups", CLIPRAY + "4", "/search", "embedding", OURS),
+    Recipe("clipray, 1 group", CLIPRAY + "1", "/search", "embedding", OURS, encodes=False),
+    Recipe(
+        "clip-retrieval back", PARQUET, "/knn-service", "embedding_input", THEIRS, encodes=False
+    ),
+    Recipe("clip-retrieval back, arrow", ARROW, "/knn-service", "embedding_input", THEIRS),
+    Recipe("plain server", PLAIN, "/search", "embedding", OURS, encodes=False),
+)
+
+
+class Service:
+    """A service that runs; a context manager, which stops it.
+
+    Attributes:
+        tree: its processes.
+        start_s: seconds until it answered a query.
+    """
+
+    def __init__(self, recipe: Recipe, served: Served) -> None:
+        self.recipe = recipe
+        self.name = recipe.name
+        self.port = _free_port()
+        self._served = served
+        self._log = served.root / f"{recipe.name.replace(' ', '_')}.log"
+
+    def __enter__(self) -> "Service":
+        began = time.monotonic()
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                self._line(),
+                env=self._variables(),
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.tree = Tree(self._process.pid)
+        try:
+            self._wait_for_answer(began + START_S)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.start_s = time.monotonic() - began
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for left in self.tree.live():
+            with suppress(ProcessLookupError):
+                os.kill(left.pid, signal.SIGKILL)
+
+    def _line(self) -> list[str]:
+        served = self._served
+        line = self.recipe.line.format(
+            python=sys.executable,
+            peer=environment.peers() / "bin" / "python",
+            here=HERE,
+            index=served.index,
+            port=self.port,
+            listed=served.listed,
+            listed_arrow=served.listed_arrow,
+            weights=served.weights,
+            graph=served.graph,
+            metadata=served.metadata,
+        )
+        return shlex.split(line)
+
+    def _variables(self) -> dict[str, str]:
+        """Ours runs as a user starts it; the others with one thread, which suits single queries."""
+        if "clipray.cli" in self.recipe.line:
+            return os.environ | {"PYTHONPATH": str(ROOT)}
+        return environment.environment() | {"OMP_NUM_THREADS": "1"}
+
+    def _wait_for_answer(self, deadline: float) -> None:
+        while not self._answers():
+            said = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            assert self._process.poll() is None, f"{self.name} ended: {said}"
+            assert time.monotonic() < deadline, f"{self.name} does not answer: {said}"
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        asked = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        body = json.dumps(self.recipe.body(self._served.queries[0].tolist()))
+        try:
+            asked.request("POST", self.recipe.path, body, {"Content-Type": "application/json"})
+            return asked.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            asked.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
