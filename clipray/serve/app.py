@@ -14,6 +14,7 @@ from clipray.serve.args import Scaling, ServeArgs
 from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.encoding import EncoderReplica
 from clipray.serve.groups import GroupSpec, plan_groups
+from clipray.serve.raters import Raters
 from clipray.serve.replicas import ShardGroup
 from clipray.serve.search import Search
 
@@ -47,7 +48,8 @@ def build(args: ServeArgs) -> Application:
         encoder(EncoderReplica).bind(catalog.source, catalog.model, args),
         [_group(spec, catalog.folders, args) for spec in specs],
         specs,
-        args,
+        raters=Raters.open(args, catalog.model.dim),
+        args=args,
     )
     return application
 
@@ -89,6 +91,7 @@ def _deployment(name: str, scaling: Scaling, ongoing: int, **actor: Any) -> Any:
     return serve.deployment(
         name=name,
         max_ongoing_requests=ongoing,
+        max_constructor_retry_count=2,  # what is wrong with a model or an index stays wrong
         max_surge_percent=100,  # or a rolling update stops the only replica first
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from clipray.config import Config
 from clipray.encoder import EncoderOptions
 from clipray.serve.line import LineOptions
+from clipray.serve.raters import RaterOptions
 
 
 class Scaling(Config):
@@ -58,7 +59,7 @@ class Listen(Config):
         return f"http://{host}:{self.port}"
 
 
-class ServeArgs(EncoderOptions):
+class ServeArgs(EncoderOptions, RaterOptions):
     """Arguments of the application."""
 
     index: tuple[str, ...] = Field(

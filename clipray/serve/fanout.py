@@ -21,6 +21,7 @@ from clipray.serve.coalescer import Coalescer
 from clipray.serve.groups import GroupSpec
 from clipray.serve.holding import Job, Part
 from clipray.serve.line import Line
+from clipray.serve.meter import Stage
 
 MOST = 128  # queries in one call
 
@@ -56,7 +57,7 @@ class Answer:
 
     matches: Matches
     coverage: Coverage
-    seconds: Mapping[str, float]
+    seconds: Mapping[Stage, float]
 
 
 class Fanout:
@@ -146,7 +147,7 @@ class Fanout:
         for place, ask in enumerate(asks):
             began = time.perf_counter()
             matches = Matches.merge([one[place] for one in found], k)
-            seconds = {
+            seconds: dict[Stage, float] = {
                 "queue": sent - ask.began,
                 "search": came - sent,
                 "merge": time.perf_counter() - began,

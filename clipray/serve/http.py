@@ -5,6 +5,7 @@ from is not known: a test puts an in-process index behind the same routes.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
@@ -20,12 +21,16 @@ from clipray.errors import (
     ClipRayError,
     NotFoundError,
     OverloadedError,
+    QueryError,
     UnavailableError,
     UsageError,
     plain,
 )
 from clipray.query import Query, Term
 from clipray.serve import openapi
+from clipray.serve.knn_service import add_knn_service
+from clipray.serve.meter import CONTENT_TYPE, Meter
+from clipray.serve.raters import NO_RATERS, Raters
 from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
@@ -51,23 +56,30 @@ STATUSES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, 400),
 )
 
-QUERY = TypeAdapter(Query)
-QUERIES = TypeAdapter(list[Query])
+QUERY: TypeAdapter[Query | list[Query]] = TypeAdapter(Query)
+QUERIES: TypeAdapter[Query | list[Query]] = TypeAdapter(list[Query])
 TERM = TypeAdapter(Term)
 
 
-def http_app(searcher: Searcher) -> FastAPI:
-    """The routes over `searcher`."""
+def http_app(searcher: Searcher, raters: Raters = NO_RATERS) -> FastAPI:
+    """The routes over `searcher`.
+
+    Args:
+        searcher: answers the queries.
+        raters: what is configured for clip-retrieval's API.
+    """
     app = FastAPI(title="clipray", version=__version__, docs_url=None, redoc_url=None)
     app.openapi = lambda: openapi.described(app)  # type: ignore[method-assign]
     app.middleware("http")(_secure)
-    app.exception_handler(ValidationError)(_invalid)
-    app.exception_handler(RequestValidationError)(_invalid)
-    app.exception_handler(ClipRayError)(_failed)
+    failures = Failures(searcher.meter)
+    app.exception_handler(ValidationError)(failures.invalid)
+    app.exception_handler(RequestValidationError)(failures.invalid)
+    app.exception_handler(ClipRayError)(failures.failed)
     _add_search(app, searcher)
     _add_pictures(app, searcher)
     _add_status(app, searcher)
     _add_page(app)
+    add_knn_service(app, searcher, raters)
     return app
 
 
@@ -80,13 +92,14 @@ def _add_search(app: FastAPI, searcher: Searcher) -> None:
     async def search(request: Request) -> Response:
         """Search with one query, or with a list of them; each gets its reply."""
         body = await request.body()
-        if body.lstrip()[:1] != b"[":
-            query = QUERY.validate_json(body)
+        began = time.perf_counter()
+        query = (QUERIES if body.lstrip()[:1] == b"[" else QUERY).validate_json(body)
+        searcher.meter.stage("parse", time.perf_counter() - began)
+        if isinstance(query, Query):
             return _json((await searcher.search(query)).to_json())
-        queries = QUERIES.validate_json(body)
-        if len(queries) > MAX_QUERIES:
-            raise UsageError(f"{len(queries)} queries in one request, at most {MAX_QUERIES}")
-        replies = await asyncio.gather(*[searcher.search(one) for one in queries])
+        if len(query) > MAX_QUERIES:
+            raise UsageError(f"{len(query)} queries in one request, at most {MAX_QUERIES}")
+        replies = await asyncio.gather(*[searcher.search(one) for one in query])
         return _json([reply.to_json() for reply in replies])
 
     @app.post("/embed", openapi_extra=openapi.body(Term, openapi.TERMS))
@@ -117,6 +130,11 @@ def _add_status(app: FastAPI, searcher: Searcher) -> None:
         """What is served: names, modalities, versions, sizes and columns."""
         return _json(searcher.catalog.to_json())
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """What this ingress process has counted, for Prometheus."""
+        return Response(searcher.meter.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
     @app.get("/healthz")
     @app.get("/readyz")
     async def healthz() -> Any:
@@ -136,7 +154,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _static(name: str) -> Response:
     if name not in PAGE_TYPES:
-        return _error(404, "NotFound", f"no file {name}")
+        raise NotFoundError(f"no file {name}")
     return Response((PAGE / name).read_bytes(), media_type=PAGE_TYPES[name])
 
 
@@ -146,21 +164,35 @@ async def _secure(request: Request, proceed: Callable[[Request], Awaitable[Respo
     return response
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    del request
-    assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as registered
-    told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
-    return _error(400, "QueryError", told.replace("Value error, ", ""))
+class Failures:
+    """Errors → replies with the right status.
 
+    Args:
+        meter: counts them.
+    """
 
-async def _failed(request: Request, error: Exception) -> Response:
-    del request
-    cause = plain(error)
-    status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
-    response = _error(status, type(cause).__name__, str(cause))
-    if status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_S)
-    return response
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    async def invalid(self, request: Request, error: Exception) -> Response:
+        """A body that is no query."""
+        del request
+        assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as registered
+        told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
+        refusal = QueryError(told.replace("Value error, ", ""))
+        self._meter.failed(refusal)
+        return _refused(400, refusal)
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """What was asked for cannot be had."""
+        del request
+        cause = plain(error)
+        self._meter.failed(cause)
+        status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
+        response = _refused(status, cause)
+        if status in (429, 503):
+            response.headers["Retry-After"] = str(RETRY_S)
+        return response
 
 
 def _place(detail: ErrorDetails | Any) -> str:
@@ -172,5 +204,5 @@ def _json(tree: Any, status: int = 200) -> Response:
     return Response(to_json(tree), status, media_type="application/json")
 
 
-def _error(status: int, kind: str, message: str) -> Response:
-    return _json({"error": {"type": kind, "message": message}}, status)
+def _refused(status: int, error: BaseException) -> Response:
+    return _json({"error": {"type": type(error).__name__, "message": str(error)}}, status)

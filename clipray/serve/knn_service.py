@@ -13,7 +13,6 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 
 from clipray.duplicates import asks
@@ -65,25 +64,15 @@ METADATA_DOCS = described(
 )
 
 
-def add_knn_service(
-    app: FastAPI, searcher: Searcher, raters: Raters, origins: Sequence[str] = ()
-) -> None:
+def add_knn_service(app: FastAPI, searcher: Searcher, raters: Raters) -> None:
     """Add `/knn-service`, `/metadata` and `/indices-list` to an app.
 
     Args:
         app: gives pictures at `/images/{index}/{id}`.
         searcher: answers the queries.
         raters: what is configured of safety, violence and aesthetics.
-        origins: of pages elsewhere that may read the answers, such as a clip-front on another port.
     """
     service = KnnService(searcher, raters)
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST"],
-            expose_headers=[NOTE_HEADER],
-        )
 
     @app.post("/knn-service", **SEARCH_DOCS)
     async def knn_service(request: Request) -> Any:

@@ -109,6 +109,9 @@ class Raters:
         )
 
 
+NO_RATERS = Raters()
+
+
 def unflagged(matches: Matches, detectors: Sequence[Detector]) -> Matches:
     """The matches, each with its vector, that no detector flags."""
     if not matches:

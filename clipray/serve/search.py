@@ -6,7 +6,8 @@ It answers over HTTP and through its handle, in the same way.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,20 +15,24 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 
+from clipray.duplicates import asks, without_duplicates
 from clipray.errors import NotFoundError, QueryError, StaleError, UnavailableError
 from clipray.index.reader import check_filter, require_columns
 from clipray.index.shard import Wanted
 from clipray.matches import Coverage
-from clipray.query import Query, Term
+from clipray.query import MAX_K, Query, Term
 from clipray.serve.args import ServeArgs
 from clipray.serve.calls import Handle, opener, sender
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
-from clipray.serve.fanout import Ask, Fanout
+from clipray.serve.fanout import Answer, Ask, Fanout
 from clipray.serve.front import Front
 from clipray.serve.groups import GroupSpec
 from clipray.serve.http import http_app
 from clipray.serve.line import Line, LineOptions
+from clipray.serve.meter import Meter, Stage
 from clipray.serve.pictures import Pictures
+from clipray.serve.raters import Raters
+from clipray.serve.relay import Relay
 from clipray.serve.switch import Switch
 from clipray.serve.terms import Terms
 
@@ -49,6 +54,7 @@ class Search:
         encoder: handle of the encoder deployment.
         groups: handles of the groups.
         specs: what each of them holds.
+        raters: for clip-retrieval's API.
         args: of the application.
     """
 
@@ -58,22 +64,26 @@ class Search:
         encoder: Handle,
         groups: Sequence[Handle],
         specs: Sequence[GroupSpec],
+        *,
+        raters: Raters,
         args: ServeArgs,
     ) -> None:
+        self.meter = Meter()
+        Relay(self.meter).start()
         lines = [Line(s.name, sender(g), args.line) for s, g in zip(specs, groups, strict=True)]
-        self._fanout = Fanout(lines, specs, lambda count: None)
+        self._fanout = Fanout(lines, specs, lambda count: self.meter.batch("queries", count))
         patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
         self._terms = Terms(
             Line("Encoder", sender(encoder), patient),
             catalog.model.dim,
             _no_fetch,
             args.text_cache,
-            lambda kind, count: None,
+            self.meter,
         )
         self._pictures = Pictures(self._rows)
         openers = [opener(group) for group in groups]
-        self._switch = Switch(catalog, list(zip(specs, openers, strict=True)))
-        self._app = http_app(self)
+        self._switch = Switch(catalog, list(zip(specs, openers, strict=True)), self.meter)
+        self._app = http_app(self, raters)
         self._front = Front(self._app, args.listen) if args.listen else None
         self._watching = asyncio.ensure_future(self._watch(args.watch_s))
 
@@ -117,7 +127,9 @@ class Search:
 
     async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
         """Id, key and all columns of rows; None for an id that no row of the index has."""
+        began = time.perf_counter()
         found = await self._fresh(lambda: self._rows(index, ids))
+        self.meter.stage("rows", time.perf_counter() - began)
         return [found.get(row_id) for row_id in ids]
 
     async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
@@ -153,17 +165,39 @@ class Search:
         folder = self.catalog.find(query.index, query.modality)
         wanted = _wanted(query, folder)
         vector = await self._terms.vector(query.terms, lambda key: self._find(folder.name, key))
-        encoded = time.perf_counter()
-        answer = await self._fanout.search(Ask(folder, wanted, vector))
+        seconds: dict[Stage, float] = {"encode": time.perf_counter() - began}
+        ask = Ask(folder, wanted, vector)
+        if query.deduplicate is None:
+            answer = await self._fanout.search(ask)
+        else:
+            answer = await self._unlike(ask, query.deduplicate)
         _require_enough(answer.coverage, query)
-        seconds = {"encode": encoded - began, **answer.seconds}
+        matches = answer.matches.above(query.threshold)
+        seconds |= answer.seconds
         seconds["total"] = time.perf_counter() - began
+        self._count(folder, answer, seconds)
         return Reply(
-            matches=answer.matches.above(query.threshold),
+            matches=matches if query.embeddings else matches.without_vectors(),
             coverage=answer.coverage,
             version=folder.version,
             took_ms={name: 1e3 * value for name, value in seconds.items()},
         )
+
+    async def _unlike(self, ask: Ask, similarity: float) -> Answer:
+        """As many as wanted of which no two are alike, or what there is of those."""
+        k = ask.wanted.k
+        for more in asks(k):
+            wider = replace(ask, wanted=replace(ask.wanted, k=min(more, MAX_K), vectors=True))
+            answer = await self._fanout.search(wider)
+            left = await asyncio.to_thread(without_duplicates, answer.matches, similarity, k)
+            if len(left) == k or len(answer.matches) < more:
+                break
+        return replace(answer, matches=left)
+
+    def _count(self, folder: ServedFolder, answer: Answer, seconds: Mapping[Stage, float]) -> None:
+        for stage, value in seconds.items():
+            self.meter.stage(stage, value)
+        self.meter.reply(folder.slot, answer.coverage)
 
     async def _find(self, index: str, key: str) -> Vector:
         folders = self.catalog.named(index)

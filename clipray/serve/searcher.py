@@ -8,12 +8,19 @@ from numpy.typing import NDArray
 
 from clipray.query import Query, Term
 from clipray.serve.catalog import Catalog, Reply
+from clipray.serve.meter import Meter
 
 Vector = NDArray[np.float32]
 
 
 class Searcher(Protocol):
-    """Answers queries."""
+    """Answers queries.
+
+    Attributes:
+        meter: counts them.
+    """
+
+    meter: Meter
 
     @property
     def catalog(self) -> Catalog:

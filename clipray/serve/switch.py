@@ -15,6 +15,7 @@ from clipray.index.store import newest, read
 from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.groups import GroupSpec, require_homes
 from clipray.serve.holding import Told
+from clipray.serve.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,20 @@ class Switch:
     Args:
         catalog: what is served at first.
         groups: what each group holds, and how it is made to open a version.
+        meter: is told which versions are served, and of failures.
 
     Attributes:
         catalog: what is served now.
         failures: why folders are not at their newest version, by slot.
     """
 
-    def __init__(self, catalog: Catalog, groups: Sequence[tuple[GroupSpec, Opener]]) -> None:
+    def __init__(
+        self, catalog: Catalog, groups: Sequence[tuple[GroupSpec, Opener]], meter: Meter
+    ) -> None:
         self.catalog = catalog
+        self._meter = meter
+        for folder in catalog.folders:
+            meter.version(folder.slot, folder.version)
         self.failures: dict[str, str] = {}
         self._groups = tuple(groups)
         self._looking = asyncio.Lock()
@@ -93,11 +100,13 @@ class Switch:
         columns = sorted({column for told in opened for column in told.columns})
         changed = folder.model_copy(update={"columns": tuple(columns)})
         self.catalog = self.catalog.with_folders([changed])
+        self._meter.version(folder.slot, folder.version)
         log.info("%s: version %d is served", folder.slot, folder.version)
 
     def _failed(self, folder: ServedFolder, error: BaseException) -> None:
         told = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         if self.failures.get(folder.slot) != told:
+            self._meter.switch_failed(folder.slot)
             log.error("%s: stays at version %d: %s", folder.slot, folder.version, told)
         self.failures[folder.slot] = told
 

@@ -13,6 +13,7 @@ from clipray.index.reader import unit_queries
 from clipray.query import Term, combine
 from clipray.serve.coalescer import Coalescer
 from clipray.serve.line import Line
+from clipray.serve.meter import Batch, Meter
 
 MOST_TEXTS = 64  # in one call
 MOST_IMAGES = 16
@@ -31,16 +32,14 @@ class Terms:
         dim: of the vectors.
         fetch: the image at an address.
         cached: how many texts' vectors are kept, those that were used last.
-        called: told how many texts or images went in one call, and how many texts were cached.
+        meter: counts the calls, and the texts that were cached.
     """
 
-    def __init__(
-        self, encoder: Line, dim: int, fetch: Fetch, cached: int, called: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, encoder: Line, dim: int, fetch: Fetch, cached: int, meter: Meter) -> None:
         self._encoder = encoder
         self._dim = dim
         self._fetch = fetch
-        self._called = called
+        self._meter = meter
         self._cached = cached
         self._known: OrderedDict[str, asyncio.Future[Vector]] = OrderedDict()
         self._texts = Coalescer[str, Vector](self._encode_texts, MOST_TEXTS)
@@ -78,8 +77,9 @@ class Terms:
             known = asyncio.ensure_future(self._texts.ask(text))
             self._known[text] = known
             known.add_done_callback(lambda done: self._settle(text, done))
+            self._meter.text_cache(0, 1)
         else:
-            self._called("cached", 1)
+            self._meter.text_cache(1, 0)
         self._known.move_to_end(text)
         return await asyncio.shield(known)
 
@@ -95,7 +95,7 @@ class Terms:
     async def _encode_images(self, files: Sequence[bytes]) -> Encoded:
         return await self._call("encode_images", "images", files)
 
-    async def _call(self, method: str, kind: str, items: Sequence[Any]) -> Encoded:
-        self._called(kind, len(items))
+    async def _call(self, method: str, kind: Batch, items: Sequence[Any]) -> Encoded:
+        self._meter.batch(kind, len(items))
         vectors: Encoded = await self._encoder.call(method, items)
         return vectors

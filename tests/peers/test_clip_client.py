@@ -13,8 +13,7 @@ from clipray.index import Index
 from clipray.query import Query
 from clipray.search import find
 from clipray.serve.http import http_app
-from clipray.serve.knn_service import SIMILARITY, add_knn_service
-from clipray.serve.raters import Raters
+from clipray.serve.knn_service import SIMILARITY
 from tests.peers.environment import command, run
 from tests.peers.test_readers import READ_BACK
 from tests.serve.local import LocalSearcher
@@ -29,7 +28,6 @@ TEXT = "a large red circle"
 def url(flat_index, text_index, encoder):
     searcher = LocalSearcher(flat_index, encoder, text_index)
     app = http_app(searcher)
-    add_knn_service(app, searcher, Raters())
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -8,6 +8,7 @@ from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.fanout import Fanout
 from clipray.serve.groups import plan_groups
 from clipray.serve.line import Line, LineOptions
+from clipray.serve.meter import Meter
 from clipray.serve.replicas import ShardGroup
 from clipray.serve.switch import Switch
 
@@ -60,7 +61,7 @@ class Groups:
 
     def switch(self):
         openers = [group.open for group in self.groups]
-        return Switch(self.catalog, list(zip(self.specs, openers, strict=True)))
+        return Switch(self.catalog, list(zip(self.specs, openers, strict=True)), Meter())
 
 
 def truths(root, queries, k):

@@ -15,6 +15,7 @@ from clipray.query import Query, Term
 from clipray.samples import Location
 from clipray.search import find, query_vector
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
+from clipray.serve.meter import Meter
 
 
 class LocalSearcher:
@@ -29,6 +30,7 @@ class LocalSearcher:
             model=encoder.identity, source=ModelSource(name="x"), folders=folders
         )
         self.asked: list[Query] = []
+        self.meter = Meter()
 
     async def search(self, query: Query) -> Reply:
         self.asked.append(query)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from clipray.index import Index
 from clipray.index.manifest import IndexFolder
+from clipray.index.reader import unit_queries
 from clipray.index.shard import Wanted
 from clipray.serve.fanout import Ask
-from tests.handmade import build_index, cut_parts, random_halves, unit, write_embeddings
+from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
 from tests.serve.inprocess import Groups
 
 ROWS, SHARDS, DIM = 300, 5, 16
@@ -36,12 +37,13 @@ def root(tmp_path_factory):
 
 
 def queries(count, seed=1):
-    return unit(np.random.default_rng(seed).normal(size=(count, DIM)))
+    return np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
 
 
 async def ask_all(service, vectors, wanted=WANTED):
     (folder,) = service.catalog.folders
-    asks = [service.fanout.search(Ask(folder, wanted, vector)) for vector in vectors]
+    units = unit_queries(vectors, DIM)
+    asks = [service.fanout.search(Ask(folder, wanted, vector)) for vector in units]
     return await asyncio.gather(*asks)
 
 

@@ -15,8 +15,8 @@ from clipray.matches import Coverage
 from clipray.query import MAX_K, Query
 from clipray.search import find
 from clipray.serve.http import http_app
-from clipray.serve.knn_service import NOTE_HEADER, SIMILARITY, add_knn_service
-from clipray.serve.raters import Detector, Raters
+from clipray.serve.knn_service import NOTE_HEADER, SIMILARITY
+from clipray.serve.raters import NO_RATERS, Detector, Raters
 from tests.serve.local import LocalSearcher
 
 TEXT = "a large red circle"
@@ -32,9 +32,8 @@ def http(searcher):
     return client(searcher)
 
 
-def client(searcher, raters=None, **options):
-    app = http_app(searcher)
-    add_knn_service(app, searcher, raters or Raters(), **options)
+def client(searcher, raters=NO_RATERS):
+    app = http_app(searcher, raters)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -275,19 +274,6 @@ def test_what_does_not_exist_is_a_404(http):
         assert http.post(path, json=body | {"indice_name": "other"}).status_code == 404
     url = "http://testserver/images/drawings/7"
     assert http.post("/knn-service", json={"image_url": url}).status_code == 404
-
-
-def test_pages_elsewhere_read_answers_only_where_they_may(http, searcher):
-    headers = {"origin": "http://front:1235"}
-    assert "access-control-allow-origin" not in http.get("/indices-list", headers=headers).headers
-    allowing = client(searcher, origins=["http://front:1235"])
-    for reply in (
-        allowing.get("/indices-list", headers=headers),
-        allowing.post("/knn-service", content=b"{}", headers=headers),
-    ):
-        assert reply.headers["access-control-allow-origin"] == "http://front:1235"
-    other = allowing.get("/indices-list", headers={"origin": "http://other"})
-    assert "access-control-allow-origin" not in other.headers
 
 
 def test_openapi_shows_the_routes_with_examples(http):

@@ -11,15 +11,18 @@ from clipray.errors import UnavailableError
 from clipray.index.appending import append_parts
 from clipray.index.compaction import compact
 from clipray.index.manifest import IndexFolder
+from clipray.index.reader import unit_queries
 from clipray.index.shard import Wanted
 from clipray.index.workers import Here
 from clipray.serve.fanout import Ask
-from tests.handmade import build_index, random_halves, unit, write_embeddings
+from clipray.serve.line import LineOptions
+from tests.handmade import build_index, random_halves, write_embeddings
 from tests.serve.inprocess import Groups, truths
 
 DIM, K = 16, 5
 WANTED = Wanted(K, columns=("caption",))
-QUERIES = unit(np.random.default_rng(5).normal(size=(8, DIM)))
+RAW = np.random.default_rng(5).normal(size=(8, DIM)).astype(np.float32)
+QUERIES = unit_queries(RAW, DIM)
 
 
 def embeddings(folder, number, rows=60):
@@ -43,9 +46,9 @@ def append(root, number):
 
 def test_five_versions_go_live_under_load(root):
     async def main():
-        service = Groups({"a": root}, 2, replicas=2)
+        service = Groups({"a": root}, 2, replicas=2, options=LineOptions())
         switch = service.switch()
-        truth = {1: truths(root, QUERIES, K)}
+        truth = {1: truths(root, RAW, K)}
         replies, done = [], asyncio.Event()
 
         async def client(number):
@@ -59,7 +62,7 @@ def test_five_versions_go_live_under_load(root):
         for number in range(1, 6):
             await asyncio.to_thread(append, root, number)
             version = IndexFolder(root).read().version
-            truth[version] = await asyncio.to_thread(truths, root, QUERIES, K)
+            truth[version] = await asyncio.to_thread(truths, root, RAW, K)
             await switch.look()
             assert switch.catalog.folders[0].version == version
             await asyncio.sleep(0.05)
@@ -105,7 +108,7 @@ def test_another_number_of_shards_goes_live(root):
         assert len(folder.shards) == 7
         answer = await service.fanout.search(Ask(folder, WANTED, QUERIES[0]))
         assert answer.coverage.rows_searched == 60
-        assert answer.matches == truths(root, QUERIES[:1], K)[0]
+        assert answer.matches == truths(root, RAW[:1], K)[0]
 
     asyncio.run(main())
 
@@ -125,7 +128,7 @@ def test_a_replica_that_starts_late_begins_with_the_newest_version(root):
         switch = service.switch()
         await switch.look(again=True)
         answer = await service.fanout.search(Ask(switch.catalog.folders[0], WANTED, QUERIES[0]))
-        assert answer.matches == truths(root, QUERIES[:1], K)[0]
+        assert answer.matches == truths(root, RAW[:1], K)[0]
 
     asyncio.run(main())
 
