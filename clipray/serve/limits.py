@@ -19,6 +19,7 @@ from clipray.serve.refusal import RETRY, Refusal
 
 SMALL_BODY = 64 << 10  # a server drops one that was not read; a longer one ends the connection
 LINGER_S = 1.0
+MAX_KEYS, MAX_VALUES = 50_000, 2_000_000  # of the JSON of a body: a list of 256 queries has fewer
 
 
 class LimitOptions(Config):
@@ -53,6 +54,19 @@ class Limits:
             return None
         told = f"a body of {found} bytes or more, at most {self.options.max_body_bytes} are read"
         return Refusal(413, QueryError.__name__, told)
+
+    def too_many(self, body: bytes) -> Refusal | None:
+        """Why the JSON in a body is not parsed; None when it is.
+
+        A few megabytes of nothing but keys or values become gigabytes of objects and of messages
+        about them. Colons and commas are counted, which takes no parsing and no measurable time;
+        the few that stand in texts do not matter.
+        """
+        keys, values = body.count(b":"), body.count(b",")
+        if keys <= MAX_KEYS and values <= MAX_VALUES:
+            return None
+        told = f"JSON of about {keys} keys and {values} values, at most {MAX_KEYS} and {MAX_VALUES}"
+        return Refusal(413, QueryError.__name__, f"{told} are read; send several requests")
 
     def full(self) -> Refusal | None:
         """Why no more bytes are taken in now; None when they are."""
@@ -109,7 +123,8 @@ class Body:
             if refusal := self._limits.too_long(self._size) or self._limits.full():
                 return refusal
             if not message.get("more_body", False):
-                return self._whole(part)
+                whole = self._whole(part)
+                return self._limits.too_many(whole) or whole
             self._parts += part
 
     def _whole(self, last: bytes) -> bytes:
