@@ -112,7 +112,7 @@ class _Guard:
     ) -> None:
         length = announced(headers)
         if length is None or length > SMALL_BODY or refusal.status == 408:
-            most = self._limits.options.max_body_bytes
+            most = 0 if refusal.status == 408 else self._limits.options.max_body_bytes
             await exchange.refuse_unread(refusal, receive, most)
         else:
             await exchange.refuse(refusal)
@@ -129,10 +129,14 @@ class _Guard:
             return
         with Body(self._limits) as body:
             read = await body.read(receive)
-            if isinstance(read, Refusal):
-                await self._refuse(read, headers, receive, exchange)
-            elif not body.gone:
+            if body.gone:
+                return
+            if not isinstance(read, Refusal):
                 await self._enter(scope, replayed(read, receive), exchange)
+            elif body.complete:
+                await exchange.refuse(read)
+            else:
+                await self._refuse(read, headers, receive, exchange)
 
     async def _enter(self, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         if is_exempt(route_path(scope)):

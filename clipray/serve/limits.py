@@ -84,13 +84,14 @@ class Limits:
 class Body:
     """The body of one request; as a context it is counted until the request is done."""
 
-    __slots__ = ("_limits", "_parts", "_size", "gone")
+    __slots__ = ("_limits", "_parts", "_size", "complete", "gone")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._parts = bytearray()
         self._size = 0
-        self.gone = False  # the client, before all had arrived
+        self.complete = False  # all has arrived
+        self.gone = False  # the client, before that
 
     def __enter__(self) -> Self:
         return self
@@ -123,6 +124,7 @@ class Body:
             if refusal := self._limits.too_long(self._size) or self._limits.full():
                 return refusal
             if not message.get("more_body", False):
+                self.complete = True
                 whole = self._whole(part)
                 return self._limits.too_many(whole) or whole
             self._parts += part

@@ -34,9 +34,8 @@ class Internet:
         self._port = 0
         self._connect = socket.socket.connect
         monkeypatch.setattr(socket, "getaddrinfo", self._lookup)
-        monkeypatch.setattr(
-            socket.socket, "connect", lambda sock, address: self._connect_here(sock, address)
-        )
+        connect = lambda sock, address: self._connect_here(sock, address)  # noqa: E731, PLW0108
+        monkeypatch.setattr(socket.socket, "connect", connect)  # a method would not get the socket
 
     def _lookup(self, host: str, port: int, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
         self.lookups.append(host)

@@ -211,6 +211,17 @@ async def _then_stalled(part: bytes) -> AsyncIterator[bytes]:
     await asyncio.sleep(60)
 
 
+def test_json_of_too_many_keys_or_values_is_not_parsed():
+    keys = b"{" + b",".join(b'"%d":1' % number for number in range(60_000)) + b"}"
+    for body in (keys, b"[" + b"1," * 2_100_000 + b"1]"):
+        answer = asked(guard(Keys()), "POST", "/search", (body,))
+        assert answer.status == 413
+        assert "at most 50000" in answer.error["message"]
+        assert "connection" not in answer.headers, "all of it has been read"
+    vectors = json.dumps([{"embedding": [0.5] * 1000}] * 256).encode()
+    assert asked(guard(Keys()), "POST", "/search", (vectors,)).status == 200
+
+
 def test_requests_at_work_are_bounded_and_health_is_not():
     async def slow(scope, receive, send) -> None:
         if scope["path"] == "/search":
