@@ -1,4 +1,4 @@
-"""Hostile requests to a real server: a right refusal or a right answer, soon and in little memory."""
+"""Hostile requests to a real server: refused or answered rightly, soon and in little memory."""
 
 import base64
 import http.client
@@ -68,9 +68,21 @@ class Service:
             connection.request(method, path, body, sent)
             return _read(connection.getresponse())
 
+    def settled(self) -> tuple[int, int]:
+        """Requests at work and bytes held, once what is on its way out has gone."""
+        limits, until = self.app._limits, time.monotonic() + 2
+        while (limits.at_work or limits.held_bytes) and time.monotonic() < until:
+            time.sleep(0.01)
+        return limits.at_work, limits.held_bytes
+
     def connect(self, *lines: str) -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
-        head = ["POST /search HTTP/1.1", "Host: x", *(f"{n}: {v}" for n, v in JSON.items()), *lines]
+        head = [
+            "POST /search HTTP/1.1",
+            "Host: localhost",
+            *(f"{n}: {v}" for n, v in JSON.items()),
+            *lines,
+        ]
         sock.sendall(("\r\n".join(head) + "\r\n\r\n").encode())
         return sock
 
@@ -143,7 +155,7 @@ def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
         dumped(embedding=[0.0] * 32),
         dumped(embedding=[1.0] * 33),
         dumped(embedding=[]),
-        dumped(embedding=[1.0] * 1_000_000),
+        dumped(embedding=[1.0] * 100_000),
         dumped(text="a", k=0),
         dumped(text="a", k=-1),
         dumped(text="a", k=10**9),
@@ -178,9 +190,19 @@ def nested(opening: bytes, closing: bytes, depth: int) -> bytes:
     ],
     ids=lambda body: body[:30].decode("latin-1") + f"-{len(body)}",
 )
-def test_a_hostile_query_is_a_400_with_a_short_reason(service, body):
-    assert_refused(service.ask(body), 400)
-    assert_refused(service.ask(body, path="/embed"), 400)
+def test_a_hostile_query_is_refused_with_a_short_reason(service, body):
+    assert_refused(service.ask(body), 400, 413)
+
+
+def test_embed_refuses_as_search_does(service):
+    bodies = (
+        b"[" * 200_000,
+        b'{"embedding":[NaN]}',
+        dumped(text="x" * 20_000),
+        b'{"key":"\\ud800"}',
+    )
+    for body in (*bodies, b'{"embedding":' + listed(b'"x"', 1 << 20) + b"}", b"", b"[]"):
+        assert_refused(service.ask(body, path="/embed"), 400)
 
 
 @pytest.mark.parametrize(
@@ -401,9 +423,7 @@ def test_a_client_that_goes_away_holds_nothing(service):
     for announced in ("Content-Length: 10000000", "Transfer-Encoding: chunked"):
         with service.connect(announced) as sock:
             sock.sendall(b"10\r\n0123456789abcdef\r\n")
-    service.ask(dumped(text="a"))
-    time.sleep(0.6)
-    assert service.app._limits.held_bytes == 0
+    assert service.settled() == (0, 0)
 
 
 def _replied(sock: socket.socket) -> Reply:
@@ -412,9 +432,8 @@ def _replied(sock: socket.socket) -> Reply:
     return _read(response)
 
 
-def test_after_all_that_the_service_answers_as_before(service, caplog):
+def test_after_all_that_the_service_answers_as_before(service):
     reply = service.ask(dumped(text="a small red circle", k=1))
     assert reply.status == 200
     assert len(reply.body["matches"]) == 1
-    assert service.app._limits.at_work == 0
-    assert service.app._limits.held_bytes == 0
+    assert service.settled() == (0, 0)
