@@ -5,6 +5,7 @@ from is not known: a test puts an in-process index behind the same routes.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from clipray import __version__
 from clipray.errors import ClipRayError, NotFoundError, UnavailableError, UsageError, plain
@@ -20,6 +23,7 @@ from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
+MAX_TOLD = 1_000  # characters of a refusal, which may repeat what was asked
 PAGE = files("clipray.serve") / "web"
 PAGE_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
 HEADERS = {
@@ -32,12 +36,16 @@ HEADERS = {
 }
 
 
+Queries = Annotated[list[Query], Field(max_length=MAX_QUERIES, fail_fast=True)]
+
+
 def http_app(searcher: Searcher) -> FastAPI:
     """The routes over `searcher`."""
     app = FastAPI(title="clipray", version=__version__, docs_url=None, redoc_url=None)
     app.middleware("http")(_secure)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(ClipRayError)(_failed)
+    app.exception_handler(HTTPException)(_unrouted)
     _add_search(app, searcher)
     _add_pictures(app, searcher)
     _add_status(app, searcher)
@@ -47,12 +55,10 @@ def http_app(searcher: Searcher) -> FastAPI:
 
 def _add_search(app: FastAPI, searcher: Searcher) -> None:
     @app.post("/search")
-    async def search(query: Annotated[Query | list[Query], Body()]) -> Any:
+    async def search(query: Annotated[Query | Queries, Body()]) -> Any:
         """Search with one query, or with a list of them; each gets its reply."""
         if isinstance(query, Query):
             return JSONResponse((await searcher.search(query)).to_json())
-        if len(query) > MAX_QUERIES:
-            raise UsageError(f"{len(query)} queries in one request, at most {MAX_QUERIES}")
         replies = await asyncio.gather(*[searcher.search(one) for one in query])
         return JSONResponse([reply.to_json() for reply in replies])
 
@@ -98,7 +104,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _static(name: str) -> Response:
     if name not in PAGE_TYPES:
-        return _error(404, "NotFound", f"no file {name}")
+        return _error(404, "NotFoundError", f"no file {name}")
     return Response((PAGE / name).read_bytes(), media_type=PAGE_TYPES[name])
 
 
@@ -116,6 +122,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     details = [d for d in error.errors() if not str((*d["loc"], "", "")[1]).startswith(other)]
     told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in details[:3])
     return _error(400, "QueryError", told.replace("Value error, ", ""))
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  as registered
+    kind = "NotFoundError" if error.status_code == 404 else "QueryError"
+    return _error(error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -136,4 +148,5 @@ def _place(detail: Any) -> str:
 
 
 def _error(status: int, kind: str, message: str) -> Response:
-    return JSONResponse({"error": {"type": kind, "message": message}}, status)
+    told = json.dumps({"error": {"type": kind, "message": message[:MAX_TOLD]}})  # ASCII
+    return Response(told, status, media_type="application/json")
