@@ -20,12 +20,20 @@ from clipray.manifest import Modality
 
 MAX_K = 10_000
 MAX_TERMS = 32
+MAX_DIM = 65_536  # far more than any model has
+MAX_COLUMNS = 1_000
+MAX_NAME_CHARACTERS = 4_096  # of a key, an index or a column
 MAX_TEXT_CHARACTERS = 2_000  # more than any context holds
 MAX_URL_CHARACTERS = 2_000
 MAX_IMAGE_CHARACTERS = 28 << 20  # 20 MiB in base64
 
 Vector = NDArray[np.float32]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+Weight = Annotated[Finite, Field(ge=-1e6, le=1e6)]  # beyond, a term drowns all others
+Component = Annotated[Finite, Field(ge=-3.4e38, le=3.4e38)]  # what float32 holds
+# The first wrong item is told, not all: a million of them cost seconds and a gigabyte.
+Components = Annotated[tuple[Component, ...], Field(max_length=MAX_DIM, fail_fast=True)]
 
 
 def _from_base64(value: Any) -> Any:
@@ -45,12 +53,12 @@ class Term(Config):
 
     text: str | None = Field(None, max_length=MAX_TEXT_CHARACTERS, description="words")
     image: ImageBytes | None = Field(None, description="an image file, in base64 in JSON")
-    key: str | None = Field(None, description="key of a row of the index")
-    embedding: tuple[Finite, ...] | None = Field(None, description="a vector of the model's space")
+    key: Name | None = Field(None, description="key of a row of the index")
+    embedding: Components | None = Field(None, description="a vector of the model's space")
     image_url: str | None = Field(
         None, max_length=MAX_URL_CHARACTERS, description="where an image is; a service may refuse"
     )
-    weight: Finite = Field(1.0, description="negative: less like this")
+    weight: Weight = Field(1.0, description="negative: less like this")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -69,16 +77,18 @@ class Query(Config):
 
     text: str | None = Field(None, max_length=MAX_TEXT_CHARACTERS)
     image: ImageBytes | None = None
-    key: str | None = None
-    embedding: tuple[Finite, ...] | None = None
+    key: Name | None = None
+    embedding: Components | None = None
     image_url: str | None = Field(None, max_length=MAX_URL_CHARACTERS)
-    query: tuple[Term, ...] = Field((), max_length=MAX_TERMS)
-    index: str | None = Field(None, description="name of the index; the only one by default")
+    query: tuple[Term, ...] = Field((), max_length=MAX_TERMS, fail_fast=True)
+    index: Name | None = Field(None, description="name of the index; the only one by default")
     modality: Modality = Field("image", description="what to find: images or texts")
     k: int = Field(10, ge=1, le=MAX_K, strict=True, description="at most this many matches")
     threshold: Finite | None = Field(None, description="keep matches with at least this cosine")
     filter: FilterTree | None = Field(None, description="which rows count, by their metadata")
-    columns: tuple[str, ...] = Field(("caption",), description="metadata to return")
+    columns: tuple[Name, ...] = Field(
+        ("caption",), max_length=MAX_COLUMNS, fail_fast=True, description="metadata to return"
+    )
     embeddings: bool = Field(False, description="return the vector of each match")
     deduplicate: Finite | None = Field(
         None,

@@ -92,3 +92,17 @@ def test_length_of_a_term_does_not_matter_and_weights_do():
 def test_what_points_nowhere_is_refused(vectors, weights):
     with pytest.raises(QueryError, match="points nowhere"):
         combine([np.array(vector, np.float32) for vector in vectors], weights)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"text": "a", "columns": [1] * 5000},
+        {"embedding": ["x"] * 5000},
+        {"query": [1] * 5000},
+    ],
+)
+def test_of_many_wrong_items_the_first_is_told(request_):
+    with pytest.raises(ValidationError) as refused:
+        Query.model_validate(request_)
+    assert refused.value.error_count() <= 2

@@ -14,6 +14,7 @@ from clipray.serve.args import Scaling, ServeArgs
 from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.encoding import EncoderReplica
 from clipray.serve.groups import GroupSpec, plan_groups
+from clipray.serve.keys import Keys
 from clipray.serve.raters import Raters
 from clipray.serve.replicas import ShardGroup
 from clipray.serve.search import Search
@@ -49,6 +50,7 @@ def build(args: ServeArgs) -> Application:
         [_group(spec, catalog.folders, args) for spec in specs],
         specs,
         raters=Raters.open(args, catalog.model.dim),
+        keys=Keys.open(args),
         args=args,
     )
     return application

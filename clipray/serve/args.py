@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from clipray.config import Config
 from clipray.encoder import EncoderOptions
+from clipray.serve.addresses import is_loopback
+from clipray.serve.fetch import FetchOptions
+from clipray.serve.guard import GuardOptions
 from clipray.serve.line import LineOptions
 from clipray.serve.raters import RaterOptions
 
@@ -50,7 +53,7 @@ class Listen(Config):
     @property
     def is_local(self) -> bool:
         """Whether other machines cannot reach it."""
-        return self.host in ("127.0.0.1", "localhost", "::1")
+        return is_loopback(self.host)
 
     @property
     def url(self) -> str:
@@ -59,7 +62,7 @@ class Listen(Config):
         return f"http://{host}:{self.port}"
 
 
-class ServeArgs(EncoderOptions, RaterOptions):
+class ServeArgs(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
     """Arguments of the application."""
 
     index: tuple[str, ...] = Field(

@@ -1,63 +1,37 @@
 """The HTTP API, over anything that answers queries.
 
-Requests are validated here and errors become JSON with the right status. Where the answers come
-from is not known: a test puts an in-process index behind the same routes.
+Requests are validated here. Where the answers come from is not known: a test puts an in-process
+index behind the same routes. What a request may cost and who may ask is `guard`'s.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import Any
+from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_json
+from pydantic import Field, TypeAdapter
 
 from clipray import __version__
-from clipray.errors import (
-    AccessError,
-    ClipRayError,
-    NotFoundError,
-    OverloadedError,
-    QueryError,
-    UnavailableError,
-    UsageError,
-    plain,
-)
+from clipray.errors import NotFoundError, UsageError
 from clipray.query import Query, Term
 from clipray.serve import openapi
 from clipray.serve.knn_service import add_knn_service
-from clipray.serve.meter import CONTENT_TYPE, Meter
+from clipray.serve.meter import CONTENT_TYPE
 from clipray.serve.raters import NO_RATERS, Raters
+from clipray.serve.replies import Refusals, json_reply
 from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
-RETRY_S = 1
+MAX_ID = (1 << 63) - 1
 PAGE = files("clipray.serve") / "web"
 PAGE_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
-# First match counts.
-STATUSES: tuple[tuple[type[BaseException], int], ...] = (
-    (OverloadedError, 429),
-    (UnavailableError, 503),
-    (NotFoundError, 404),
-    (AccessError, 403),
-    (UsageError, 400),
-)
+Queries = Annotated[list[Query], Field(max_length=MAX_QUERIES, fail_fast=True)]
 
 QUERY: TypeAdapter[Query | list[Query]] = TypeAdapter(Query)
-QUERIES: TypeAdapter[Query | list[Query]] = TypeAdapter(list[Query])
+QUERIES: TypeAdapter[Query | list[Query]] = TypeAdapter(Queries)
 TERM = TypeAdapter(Term)
 
 
@@ -70,11 +44,7 @@ def http_app(searcher: Searcher, raters: Raters = NO_RATERS) -> FastAPI:
     """
     app = FastAPI(title="clipray", version=__version__, docs_url=None, redoc_url=None)
     app.openapi = lambda: openapi.described(app)  # type: ignore[method-assign]
-    app.middleware("http")(_secure)
-    failures = Failures(searcher.meter)
-    app.exception_handler(ValidationError)(failures.invalid)
-    app.exception_handler(RequestValidationError)(failures.invalid)
-    app.exception_handler(ClipRayError)(failures.failed)
+    Refusals(searcher.meter).of(app)
     _add_search(app, searcher)
     _add_pictures(app, searcher)
     _add_status(app, searcher)
@@ -96,39 +66,44 @@ def _add_search(app: FastAPI, searcher: Searcher) -> None:
         query = (QUERIES if body.lstrip()[:1] == b"[" else QUERY).validate_json(body)
         searcher.meter.stage("parse", time.perf_counter() - began)
         if isinstance(query, Query):
-            return _json((await searcher.search(query)).to_json())
-        if len(query) > MAX_QUERIES:
-            raise UsageError(f"{len(query)} queries in one request, at most {MAX_QUERIES}")
+            return json_reply((await searcher.search(query)).to_json())
         replies = await asyncio.gather(*[searcher.search(one) for one in query])
-        return _json([reply.to_json() for reply in replies])
+        return json_reply([reply.to_json() for reply in replies])
 
-    @app.post("/embed", openapi_extra=openapi.body(Term, openapi.TERMS))
+    @app.post(
+        "/embed",
+        openapi_extra=openapi.body(Term, openapi.TERMS),
+        responses=openapi.replies("Embedding"),
+    )
     async def embed(request: Request) -> Response:
         """The unit vector of a text or an image."""
         vector = await searcher.embed(TERM.validate_json(await request.body()))
-        return _json({"embedding": vector.tolist(), "dim": len(vector)})
+        return json_reply({"embedding": vector.tolist(), "dim": len(vector)})
 
-    @app.post("/admin/refresh")
+    @app.post("/admin/refresh", responses=openapi.replies())
     async def refresh() -> Response:
         """Go over to the newest version of every index now, and say which are served."""
-        return _json(await searcher.refresh())
+        return json_reply(await searcher.refresh())
 
 
 def _add_pictures(app: FastAPI, searcher: Searcher) -> None:
-    @app.get("/images/{index}/{row_id}")
+    @app.get("/images/{index}/{row_id}", responses=openapi.replies())
     async def image(index: str, row_id: int, size: int | None = None) -> Response:
         """The picture of a row; with `size`, a JPEG of at most that many pixels a side."""
         if size is not None and not 1 <= size <= MAX_THUMBNAIL:
             raise UsageError(f"size {size}: expected 1 to {MAX_THUMBNAIL} pixels")
+        if not 0 <= row_id <= MAX_ID:
+            raise NotFoundError(f"id {row_id}: ids are 63-bit numbers")
         data, media_type = await searcher.image(index, row_id, size)
-        return Response(data, media_type=media_type, headers={"Cache-Control": "max-age=3600"})
+        kept = {"Cache-Control": "private, max-age=3600"}
+        return Response(data, media_type=media_type, headers=kept)
 
 
 def _add_status(app: FastAPI, searcher: Searcher) -> None:
     @app.get("/indices")
-    async def indices() -> Any:
+    async def indices() -> Response:
         """What is served: names, modalities, versions, sizes and columns."""
-        return _json(searcher.catalog.to_json())
+        return json_reply(searcher.catalog.to_json())
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -136,10 +111,14 @@ def _add_status(app: FastAPI, searcher: Searcher) -> None:
         return Response(searcher.meter.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     @app.get("/healthz")
-    @app.get("/readyz")
-    async def healthz() -> Any:
-        """Answers when the service does; replicas are started before it is reachable."""
-        return _json({"status": "ok"})
+    async def healthz() -> Response:
+        """Answers as long as this process does."""
+        return json_reply({"status": "ok"})
+
+    @app.get("/readyz", responses=openapi.replies())
+    async def readyz() -> Response:
+        """Whether queries can be answered now, and by how much of the service."""
+        return json_reply({"status": "ok", "groups": searcher.ready()})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -156,53 +135,3 @@ def _static(name: str) -> Response:
     if name not in PAGE_TYPES:
         raise NotFoundError(f"no file {name}")
     return Response((PAGE / name).read_bytes(), media_type=PAGE_TYPES[name])
-
-
-async def _secure(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await proceed(request)
-    response.headers.update(HEADERS)
-    return response
-
-
-class Failures:
-    """Errors → replies with the right status.
-
-    Args:
-        meter: counts them.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    async def invalid(self, request: Request, error: Exception) -> Response:
-        """A body that is no query."""
-        del request
-        assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as registered
-        told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
-        refusal = QueryError(told.replace("Value error, ", ""))
-        self._meter.failed(refusal)
-        return _refused(400, refusal)
-
-    async def failed(self, request: Request, error: Exception) -> Response:
-        """What was asked for cannot be had."""
-        del request
-        cause = plain(error)
-        self._meter.failed(cause)
-        status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
-        response = _refused(status, cause)
-        if status in (429, 503):
-            response.headers["Retry-After"] = str(RETRY_S)
-        return response
-
-
-def _place(detail: ErrorDetails | Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"] if part != "body")
-    return f"{path}: " if path else ""
-
-
-def _json(tree: Any, status: int = 200) -> Response:
-    return Response(to_json(tree), status, media_type="application/json")
-
-
-def _refused(status: int, error: BaseException) -> Response:
-    return _json({"error": {"type": type(error).__name__, "message": str(error)}}, status)

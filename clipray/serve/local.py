@@ -1,6 +1,7 @@
 """`clipray serve`: the service on this machine, until it is interrupted."""
 
 import logging
+import os
 import socket
 import threading
 
@@ -14,6 +15,7 @@ from clipray.report import Report
 from clipray.serve.app import APP_NAME, build
 from clipray.serve.args import Listen, ServeArgs
 from clipray.serve.front import bound
+from clipray.serve.keys import Keys
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ class ServeConfig(ServeArgs):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    public: bool = Field(
+        False, description="let other machines ask without a key, where --host is not loopback"
+    )
 
 
 class ServeReport(Report):
@@ -44,6 +49,7 @@ def serve_until_interrupted(config: ServeConfig) -> ServeReport:
         ConfigError: the port is taken.
         ClipRayError: a replica cannot start; the message is its error.
     """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # replicas wait for nobody
     with cluster.session(cpus=_logical_cpus(config)):
         url = start(config)
         log.warning("serving %s at %s, Ctrl-C ends it", ", ".join(config.index), url)
@@ -61,8 +67,7 @@ def start(config: ServeConfig) -> str:
     """Start the service on the running Ray and wait until it answers; returns its URL."""
     listen = Listen(host=config.host, port=config.port)
     bound(listen, shared=False).close()
-    if not listen.is_local:
-        log.warning("%s: reachable from other machines, and there is no key yet", config.host)
+    _require_key(config, listen)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     args = {name: getattr(config, name) for name in ServeArgs.model_fields} | {"listen": listen}
     application = build(ServeArgs(**args))
@@ -76,6 +81,14 @@ def start(config: ServeConfig) -> str:
         raise from_remote(told, "the service did not start") from None
     _require_listening(listen)
     return listen.url
+
+
+def _require_key(config: ServeConfig, listen: Listen) -> None:
+    if not (listen.is_local or config.public or Keys.open(config).read):
+        raise ConfigError(
+            f"host {config.host}: other machines reach it, and everybody could search; set "
+            "CLIPRAY_READ_KEYS or --read-keys FILE, or say --public"
+        )
 
 
 def _logical_cpus(config: ServeConfig) -> int:

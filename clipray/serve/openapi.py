@@ -74,6 +74,13 @@ REPLY: Tree = {
         "took_ms": {"type": "object", "additionalProperties": {"type": "number"}},
     },
 }
+EMBEDDING: Tree = {
+    "type": "object",
+    "properties": {
+        "embedding": {"type": "array", "items": {"type": "number"}},
+        "dim": {"type": "integer"},
+    },
+}
 ERROR: Tree = {
     "type": "object",
     "properties": {
@@ -118,7 +125,13 @@ def described(app: FastAPI) -> Tree:
     _, found = models_json_schema(kinds, ref_template=REFERENCE + "{model}")  # type: ignore[arg-type]
     schemas = tree.setdefault("components", {}).setdefault("schemas", {})
     schemas |= found["$defs"]
-    schemas |= {"Reply": REPLY, "Match": MATCH, "Coverage": COVERAGE, "Error": ERROR}
+    schemas |= {
+        "Embedding": EMBEDDING,
+        "Reply": REPLY,
+        "Match": MATCH,
+        "Coverage": COVERAGE,
+        "Error": ERROR,
+    }
     return tree
 
 

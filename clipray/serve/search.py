@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
+from starlette.types import ASGIApp
 
 from clipray.duplicates import asks, without_duplicates
 from clipray.errors import NotFoundError, QueryError, StaleError, UnavailableError
@@ -25,9 +25,12 @@ from clipray.serve.args import ServeArgs
 from clipray.serve.calls import Handle, opener, sender
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
 from clipray.serve.fanout import Answer, Ask, Fanout
+from clipray.serve.fetch import fetch_image
 from clipray.serve.front import Front
 from clipray.serve.groups import GroupSpec
+from clipray.serve.guard import guarded
 from clipray.serve.http import http_app
+from clipray.serve.keys import Keys
 from clipray.serve.line import Line, LineOptions
 from clipray.serve.meter import Meter, Stage
 from clipray.serve.pictures import Pictures
@@ -39,6 +42,7 @@ from clipray.serve.terms import Terms
 log = logging.getLogger(__name__)
 
 TRIES = 3  # of a query whose version is gone over meanwhile
+FETCHES = 8  # of image addresses at once
 ENCODE_S = 30.0  # a batch on a CPU takes seconds
 
 Vector = NDArray[np.float32]
@@ -55,6 +59,7 @@ class Search:
         groups: handles of the groups.
         specs: what each of them holds.
         raters: for clip-retrieval's API.
+        keys: of those who may ask.
         args: of the application.
     """
 
@@ -66,28 +71,34 @@ class Search:
         specs: Sequence[GroupSpec],
         *,
         raters: Raters,
+        keys: Keys,
         args: ServeArgs,
     ) -> None:
         self.meter = Meter()
+        self._fetching = asyncio.Semaphore(FETCHES)
+        self._fetch_options = args
         Relay(self.meter).start()
-        lines = [Line(s.name, sender(g), args.line) for s, g in zip(specs, groups, strict=True)]
-        self._fanout = Fanout(lines, specs, lambda count: self.meter.batch("queries", count))
+        self._lines = [
+            Line(s.name, sender(g), args.line) for s, g in zip(specs, groups, strict=True)
+        ]
+        self._fanout = Fanout(self._lines, specs, lambda count: self.meter.batch("queries", count))
         patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
         self._terms = Terms(
             Line("Encoder", sender(encoder), patient),
             catalog.model.dim,
-            _no_fetch,
+            self._fetch,
             args.text_cache,
             self.meter,
         )
         self._pictures = Pictures(self._rows)
         openers = [opener(group) for group in groups]
         self._switch = Switch(catalog, list(zip(specs, openers, strict=True)), self.meter)
-        self._app = http_app(self, raters)
+        local = args.listen is not None and args.listen.is_local
+        self._app = guarded(http_app(self, raters), args, keys, local=local)
         self._front = Front(self._app, args.listen) if args.listen else None
         self._watching = asyncio.ensure_future(self._watch(args.watch_s))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """The HTTP API over this replica; Ray calls it once."""
         return self._app
 
@@ -110,6 +121,17 @@ class Search:
             UnavailableError: no group answers, or not all and `allow_partial` is false.
         """
         return await self._fresh(lambda: self._search(query))
+
+    def ready(self) -> dict[str, bool]:
+        """Which groups answered when they were last asked.
+
+        Raises:
+            UnavailableError: none did.
+        """
+        groups = {line.name: line.up for line in self._lines}
+        if not any(groups.values()):
+            raise UnavailableError(f"none of {len(groups)} groups of shards answers")
+        return groups
 
     async def search_many(self, queries: Sequence[Query]) -> list[Reply]:
         """Answer several queries."""
@@ -199,6 +221,10 @@ class Search:
             self.meter.stage(stage, value)
         self.meter.reply(folder.slot, answer.coverage)
 
+    async def _fetch(self, url: str) -> bytes:
+        async with self._fetching:
+            return await fetch_image(url, self._fetch_options)
+
     async def _find(self, index: str, key: str) -> Vector:
         folders = self.catalog.named(index)
         found = await asyncio.gather(*[self._fanout.each(f, "find", key) for f in folders])
@@ -239,7 +265,3 @@ def _require_enough(coverage: Coverage, query: Query) -> None:
 
 async def _no_keys(key: str) -> Vector:
     raise QueryError(f"key '{key}': a key is not embedded")
-
-
-async def _no_fetch(url: str) -> bytes:
-    raise QueryError(f"image_url {url}: this service fetches no images")

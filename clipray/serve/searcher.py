@@ -46,3 +46,7 @@ class Searcher(Protocol):
     async def refresh(self) -> dict[str, Any]:
         """Go over to the newest version of every index; says which version of each is served."""
         ...
+
+    def ready(self) -> dict[str, bool]:
+        """Which parts of the service answer."""
+        ...

@@ -63,6 +63,9 @@ class LocalSearcher:
     async def refresh(self) -> dict[str, Any]:
         return {folder.slot: folder.version for folder in self.catalog.folders}
 
+    def ready(self) -> dict[str, bool]:
+        return {"here": True}
+
     def _row(self, row_id: int) -> dict[str, Any] | None:
         found = (shard.row(row_id) for shard in self.index.shards)
         return next((row for row in found if row is not None), None)

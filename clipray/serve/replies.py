@@ -1,0 +1,92 @@
+"""Replies in JSON, and errors as replies with the right status."""
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from clipray.errors import (
+    AccessError,
+    ClipRayError,
+    NotFoundError,
+    OverloadedError,
+    QueryError,
+    UnavailableError,
+    UsageError,
+    plain,
+)
+from clipray.serve.meter import Meter
+
+MAX_TOLD = 1_000  # characters of a refusal, which may repeat what was asked
+RETRY_S = 1
+
+# The first that fits counts.
+STATUSES: tuple[tuple[type[BaseException], int], ...] = (
+    (OverloadedError, 429),
+    (UnavailableError, 503),
+    (NotFoundError, 404),
+    (AccessError, 403),
+    (UsageError, 400),
+)
+
+
+def json_reply(tree: Any) -> Response:
+    """A reply that is no error."""
+    return Response(to_json(tree), media_type="application/json")
+
+
+class Refusals:
+    """Errors → replies.
+
+    Args:
+        meter: counts them.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def of(self, app: FastAPI) -> None:
+        """Answer what goes wrong in an application."""
+        for kind in (ValidationError, RequestValidationError):
+            app.exception_handler(kind)(self._invalid)
+        app.exception_handler(ClipRayError)(self._failed)
+        app.exception_handler(HTTPException)(self._unrouted)
+
+    async def _invalid(self, request: Request, error: Exception) -> Response:
+        """A body that is no query."""
+        del request
+        assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as above
+        told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
+        refusal = QueryError(told.replace("Value error, ", ""))
+        self._meter.failed(refusal)
+        return _reply(400, type(refusal).__name__, str(refusal))
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """What was asked for cannot be had."""
+        del request
+        cause = plain(error)
+        self._meter.failed(cause)
+        status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
+        return _reply(status, type(cause).__name__, str(cause))
+
+    async def _unrouted(self, request: Request, error: Exception) -> Response:
+        """No such route, or not with this method."""
+        assert isinstance(error, HTTPException)  # noqa: S101  as above
+        kind = "NotFoundError" if error.status_code == 404 else "QueryError"
+        told = f"{request.method} {request.url.path}: {error.detail}"
+        return _reply(error.status_code, kind, told)
+
+
+def _place(detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"] if part != "body")
+    return f"{path}: " if path else ""
+
+
+def _reply(status: int, kind: str, message: str) -> Response:
+    told = json.dumps({"error": {"type": kind, "message": message[:MAX_TOLD]}})  # ASCII
+    again = {"Retry-After": str(RETRY_S)} if status in (429, 503) else None
+    return Response(told, status, media_type="application/json", headers=again)
