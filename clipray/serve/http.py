@@ -21,7 +21,12 @@ from clipray.serve.searcher import Searcher
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
 PAGE = files("clipray.serve") / "web"
-PAGE_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+SCRIPTS = ("app.js", "api.js", "cards.js", "chips.js", "keys.js", "page.js", "query.js", "upload.js")
+PAGE_TYPES = {
+    "index.html": "text/html",
+    "style.css": "text/css",
+    **dict.fromkeys(SCRIPTS, "text/javascript"),
+}
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
