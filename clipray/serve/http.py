@@ -21,11 +21,11 @@ from clipray.serve.searcher import Searcher
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
 PAGE = files("clipray.serve") / "web"
-SCRIPTS = ("app.js", "api.js", "cards.js", "chips.js", "keys.js", "page.js", "query.js", "upload.js")
+SCRIPTS = ("app", "api", "cards", "chips", "keys", "page", "query", "upload")
 PAGE_TYPES = {
     "index.html": "text/html",
     "style.css": "text/css",
-    **dict.fromkeys(SCRIPTS, "text/javascript"),
+    **{f"{name}.js": "text/javascript" for name in SCRIPTS},
 }
 HEADERS = {
     "Content-Security-Policy": (

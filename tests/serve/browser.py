@@ -18,6 +18,24 @@ OPTIONS = (
 )
 REFUSED = re.compile(r"status of (400|401|429|503)|net::ERR_FAILED")  # as tests ask for
 
+# Drops or pastes an image.
+GIVE = """([way, data]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "given.png", { type: "image/png" }));
+  const event = way === "drop"
+    ? new DragEvent(way, { dataTransfer: transfer, bubbles: true, cancelable: true })
+    : new ClipboardEvent(way, { clipboardData: transfer, bubbles: true, cancelable: true });
+  document.body.dispatchEvent(event);
+}"""
+# `blobs` holds what is made and not yet freed.
+COUNT_BLOBS = """
+  window.blobs = new Set();
+  const [make, free] = [URL.createObjectURL, URL.revokeObjectURL];
+  URL.createObjectURL = (blob) => { const url = make(blob); blobs.add(url); return url; };
+  URL.revokeObjectURL = (url) => { blobs.delete(url); free(url); };
+"""
+
 # Texts whose contrast with what is behind them is below 4.5, or 3 where they are large.
 FAINT = """() => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
