@@ -17,7 +17,8 @@ from clipray.account import Account, EmbedReport
 from clipray.config import to_yaml
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
-from clipray.encoder import EncoderOptions, identify, open_encoder
+from clipray.encoder import identify, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, MismatchError, OutputError
 from clipray.filters import FilterTree
 from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet

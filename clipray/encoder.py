@@ -5,36 +5,18 @@ run, and with what, is decided in `open_encoder`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import Field
 
 from clipray import clip
-from clipray.config import Config
+from clipray.encoder_options import EncoderOptions, Precision
 from clipray.errors import ModelError
 from clipray.exported import ExportedFolder, exported_beside, exported_itself
 from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.onnx_encoder import OnnxEncoder, choose_device
-from clipray.pixels import Decode, Pixels
+from clipray.pixels import Pixels
 from clipray.torch_encoder import TorchEncoder, Vectors
-
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-Backend = Literal["auto", "torch", "onnx"]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-
-
-class EncoderOptions(Config):
-    """How a model is run; the vectors are the same up to rounding."""
-
-    device: Device = Field("auto", description="auto, cpu, cuda")
-    precision: Precision = Field(
-        "auto", description="auto is bf16 on a GPU, fp32 elsewhere; int8 is for exported models"
-    )
-    backend: Backend = Field("auto", description="auto is onnx for an exported folder, else torch")
-    decode: Decode = Field(
-        "exact", description="fast reads image files in a fraction of the time, nearly the same"
-    )
 
 
 class Encoder(Protocol):

@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import Field
 from tqdm import tqdm
 
-from clipray.encoder import Encoder, EncoderOptions, open_encoder
+from clipray.encoder import Encoder, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import InputError
 from clipray.index import Index
 from clipray.matches import Matches

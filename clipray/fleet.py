@@ -17,7 +17,8 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy
 
 from clipray.embeddings import EmbeddingsFolder
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import from_remote
 from clipray.manifest import ModelSource
 from clipray.part import PartPlan, PartReport, Workshop, embed_shard

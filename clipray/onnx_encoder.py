@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from clipray import clip, texts
+from clipray.encoder_options import Decode
 from clipray.errors import DamagedError, ModelError
 from clipray.exported import ExportedFolder, ExportPrecision, TowerManifest
 from clipray.manifest import Modality
-from clipray.pixels import Decode, Pixels, pixel_reader
+from clipray.pixels import Pixels, pixel_reader
 
 Vectors = NDArray[np.float32]
 

@@ -6,7 +6,7 @@ a picture at all is decided in `images`, for both.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2.functional import resize
 
 from clipray import images
+from clipray.encoder_options import Decode
 
-Decode = Literal["exact", "fast"]
 Pixels = NDArray[np.uint8]
 Reader = Callable[[bytes], Pixels]
 Step = Callable[[Any], Any]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from clipray.duplicates import asks, without_duplicates
-from clipray.encoder import Encoder, EncoderOptions, open_encoder
+from clipray.encoder import Encoder, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import InputError, QueryError
 from clipray.filters import FilterTree
 from clipray.images import MAX_BYTES

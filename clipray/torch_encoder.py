@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clipray import clip, packed, texts
-from clipray.pixels import Decode, Normaliser, Pixels, pixel_reader
+from clipray.encoder_options import Decode
+from clipray.pixels import Normaliser, Pixels, pixel_reader
 
 Vectors = NDArray[np.float32]
 

@@ -14,7 +14,8 @@ import torch
 from clipray import clip, cluster
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
-from clipray.encoder import Encoder, EncoderOptions, open_encoder
+from clipray.encoder import Encoder, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.export import ExportConfig, export
 from clipray.exported import ExportPrecision
 from clipray.index.build import IndexBuildConfig, build

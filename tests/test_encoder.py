@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import ImageError, ModelError
 from clipray.manifest import ModelSource
 from tests.drawing import drawings

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch.nn.functional import normalize
 
 from clipray import clip, export, onnx_graph
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import DamagedError, InputError, ModelError, OutputError
 from clipray.export import ExportConfig
 from clipray.exported import ExportedFolder

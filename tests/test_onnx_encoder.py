@@ -11,7 +11,8 @@ import pytest
 from clipray import clip, storage
 from clipray.embed import EmbedConfig, embed
 from clipray.embeddings import EmbeddingsFolder
-from clipray.encoder import EncoderOptions, identify, open_encoder
+from clipray.encoder import identify, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import DamagedError, MismatchError, ModelError
 from clipray.manifest import ModelSource
 from clipray.onnx_encoder import OnnxEncoder

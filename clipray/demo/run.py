@@ -24,7 +24,8 @@ from clipray.demo.emoji import write_emoji_shards
 from clipray.demo.sheet import write_sheet
 from clipray.demo.tour import INDEX, search_p50_ms, table, tour
 from clipray.embed import EmbedConfig, embed
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import OutputError
 from clipray.evaluate import EvaluateReport, caption_recall
 from clipray.index import Index

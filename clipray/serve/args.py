@@ -5,7 +5,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from clipray.config import Config
-from clipray.encoder import EncoderOptions
+from clipray.encoder_options import EncoderOptions
 from clipray.serve.addresses import is_loopback
 from clipray.serve.fetch import FetchOptions
 from clipray.serve.guard import GuardOptions

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray import probe
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels

@@ -26,7 +26,12 @@ MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
 MAX_ID = (1 << 63) - 1
 PAGE = files("clipray.serve") / "web"
-PAGE_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+SCRIPTS = ("app", "api", "cards", "chips", "keys", "page", "query", "upload")
+PAGE_TYPES = {
+    "index.html": "text/html",
+    "style.css": "text/css",
+    **{f"{name}.js": "text/javascript" for name in SCRIPTS},
+}
 
 Queries = Annotated[list[Query], Field(max_length=MAX_QUERIES, fail_fast=True)]
 

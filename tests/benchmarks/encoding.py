@@ -24,7 +24,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from clipray import __version__, clip
-from clipray.encoder import EncoderOptions, open_encoder
+from clipray.encoder import open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.export import ExportConfig, export
 from clipray.manifest import ModelSource
 from clipray.pixels import Normaliser, pixel_reader

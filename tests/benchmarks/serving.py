@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from clipray.encoder import Encoder, EncoderOptions, open_encoder
+from clipray.encoder import Encoder, open_encoder
+from clipray.encoder_options import EncoderOptions
 from clipray.manifest import ModelSource
 from tests.benchmarks.encoding import CAPTIONS
 from tests.benchmarks.load import Load, Window

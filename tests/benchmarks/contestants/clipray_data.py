@@ -12,9 +12,10 @@ import numpy as np
 from clipray import clip
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingsFolder
+from clipray.encoder_options import Decode
 from clipray.manifest import ModelSource
 from clipray.part import PartPlan, Workshop, embed_shard
-from clipray.pixels import Decode, Pixels, pixel_reader
+from clipray.pixels import Pixels, pixel_reader
 from clipray.prepare import PartSettings
 from clipray.torch_encoder import Vectors
 
