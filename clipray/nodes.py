@@ -199,6 +199,11 @@ def here() -> str:
     return _name(labels, socket.gethostname())
 
 
+def own_address() -> str:
+    """IP address under which other nodes reach this one."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
 def local_root(root: Path) -> Path:
     """Folder of what this node itself holds of the index at `root`, an absolute path.
 

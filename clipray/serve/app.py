@@ -46,7 +46,7 @@ def build(args: ServeArgs) -> Application:
     ingress = _deployment("Search", args.search, 512, **_home(specs))
     application: Application = ingress(Search).bind(
         catalog,
-        encoder(EncoderReplica).bind(catalog.source, catalog.model, args),
+        encoder(EncoderReplica).bind(catalog.source, catalog.model, args, args.inside),
         [_group(spec, catalog.folders, args) for spec in specs],
         specs,
         raters=Raters.open(args, catalog.model.dim),
@@ -78,7 +78,8 @@ def _group(spec: GroupSpec, folders: Sequence[ServedFolder], args: ServeArgs) ->
     where = {"label_selector": nodes.selector(spec.node)} if spec.node else {}
     scaling = args.shards.model_copy(update={"replicas": max(args.replicas, args.shards.replicas)})
     made = _deployment(spec.name, scaling, 64, **where)(ShardGroup)
-    group: Application = made.bind(spec, folders, args.threads, verify=args.verify)
+    options = {"verify": args.verify, "inside": args.inside}
+    group: Application = made.bind(spec, folders, args.threads, **options)
     return group
 
 

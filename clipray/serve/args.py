@@ -30,10 +30,15 @@ class Scaling(Config):
             raise ValueError(f"max_replicas {self.max_replicas} is less than {self.replicas}")
         return self
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether Ray changes the number of replicas."""
+        return self.max_replicas is not None and self.max_replicas > self.replicas
+
     def options(self) -> dict[str, Any]:
         """As `serve.deployment` takes it."""
         found: dict[str, Any] = {"num_replicas": self.replicas}
-        if self.max_replicas and self.max_replicas > self.replicas:
+        if self.is_scaled:
             found = {
                 "autoscaling_config": {
                     "min_replicas": self.replicas,
@@ -93,4 +98,9 @@ class ServeArgs(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
     )
     listen: Listen | None = Field(
         None, description="address that the ingress listens on itself; by default Ray's proxies do"
+    )
+    inside: str | None = Field(
+        None,
+        description="address that the replicas listen on for each other; by default that of their "
+        "node",
     )

@@ -8,12 +8,13 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from clipray import probe
+from clipray import nodes, probe
 from clipray.encoder import open_encoder
 from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels
+from clipray.serve.wire import Address, Exchange
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +30,26 @@ class EncoderReplica:
     """
 
     def __init__(
-        self, source: ModelSource, expected: ModelIdentity, options: EncoderOptions
+        self,
+        source: ModelSource,
+        expected: ModelIdentity,
+        options: EncoderOptions,
+        inside: str | None = None,
     ) -> None:
         self._encoder = open_encoder(source, options)
         expected.require(self._encoder.identity, "the model of the service")
+        host = inside or nodes.own_address()
+        self._exchange = Exchange(self, ("encode_texts", "encode_images"), host)
         self._running = asyncio.Lock()  # two batches at once would only take turns
         # The first call of a tower is slow; an exported model may have one of the two alone.
         with suppress(ModelError):
             self._encoder.encode_texts(["a"])
         with suppress(ModelError):
             self._encoder.encode_images(probe.drawn_pictures(1, self._encoder.pixels))
+
+    async def address(self) -> Address:
+        """Where it listens for the ingress."""
+        return await self._exchange.address()
 
     async def encode_texts(self, texts: Sequence[str]) -> Encoded:
         """A (dim,) float32 unit vector for each text.

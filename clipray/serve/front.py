@@ -43,6 +43,7 @@ class Front:
             timeout_graceful_shutdown=int(CLOSE_S),
             backlog=BACKLOG,
             server_header=False,
+            proxy_headers=False,
         )
         self._server = _Server(config)
         self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))

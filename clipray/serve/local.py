@@ -19,6 +19,7 @@ from clipray.serve.keys import Keys
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = "127.0.0.1"
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -70,6 +71,8 @@ def start(config: ServeConfig) -> str:
     _require_key(config, listen)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     args = {name: getattr(config, name) for name in ServeArgs.model_fields} | {"listen": listen}
+    if not cluster.is_remote():
+        args["inside"] = LOOPBACK
     application = build(ServeArgs(**args))
     serve.start(proxy_location="Disabled", logging_config=QUIET)
     try:

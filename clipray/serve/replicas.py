@@ -19,6 +19,7 @@ from clipray.index.store import read
 from clipray.serve.catalog import ServedFolder
 from clipray.serve.groups import GroupSpec
 from clipray.serve.holding import Holding, Job, Part, Told
+from clipray.serve.wire import Address, Exchange
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,28 @@ class ShardGroup:
             one, that is opened instead.
         threads: of Faiss for one call.
         verify: compare files with their checksums.
+        inside: address to listen on for the ingress.
     """
 
     def __init__(
-        self, spec: GroupSpec, folders: Sequence[ServedFolder], threads: int, *, verify: bool
+        self,
+        spec: GroupSpec,
+        folders: Sequence[ServedFolder],
+        threads: int,
+        *,
+        verify: bool,
+        inside: str | None = None,
     ) -> None:
         faiss.omp_set_num_threads(threads)
         self._holding = Holding(spec.shards, nodes.local_root, verify=verify)
         for folder in folders:
             self._holding.open(_newest(folder))
+        host = inside or nodes.own_address()
+        self._exchange = Exchange(self, ("search", "find", "rows"), host)
+
+    async def address(self) -> Address:
+        """Where it listens for the ingress."""
+        return await self._exchange.address()
 
     async def open(self, folder: ServedFolder) -> Told:
         """Open a version beside what is open, and let go of earlier ones after a while."""

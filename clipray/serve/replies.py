@@ -51,23 +51,20 @@ class Refusals:
 
     def of(self, app: FastAPI) -> None:
         """Answer what goes wrong in an application."""
-        for kind in (ValidationError, RequestValidationError):
-            app.exception_handler(kind)(self._invalid)
-        app.exception_handler(ClipRayError)(self._failed)
+
+        async def refused(request: Request, error: Exception) -> Response:
+            del request
+            return self.reply(error)
+
+        for kind in (ValidationError, RequestValidationError, ClipRayError):
+            app.exception_handler(kind)(refused)
         app.exception_handler(HTTPException)(self._unrouted)
 
-    async def _invalid(self, request: Request, error: Exception) -> Response:
-        """A body that is no query."""
-        del request
-        assert isinstance(error, ValidationError | RequestValidationError)  # noqa: S101  as above
-        told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
-        refusal = QueryError(told.replace("Value error, ", ""))
-        self._meter.failed(refusal)
-        return _reply(400, type(refusal).__name__, str(refusal))
-
-    async def _failed(self, request: Request, error: Exception) -> Response:
-        """What was asked for cannot be had."""
-        del request
+    def reply(self, error: Exception) -> Response:
+        """What to say of a body that is no query, or of what cannot be had."""
+        if isinstance(error, ValidationError | RequestValidationError):
+            told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
+            error = QueryError(told.replace("Value error, ", ""))
         cause = plain(error)
         self._meter.failed(cause)
         status = next((status for kind, status in STATUSES if isinstance(cause, kind)), 500)
@@ -75,7 +72,7 @@ class Refusals:
 
     async def _unrouted(self, request: Request, error: Exception) -> Response:
         """No such route, or not with this method."""
-        assert isinstance(error, HTTPException)  # noqa: S101  as above
+        assert isinstance(error, HTTPException)  # noqa: S101  as registered
         kind = "NotFoundError" if error.status_code == 404 else "QueryError"
         told = f"{request.method} {request.url.path}: {error.detail}"
         return _reply(error.status_code, kind, told)

@@ -22,7 +22,7 @@ from clipray.index.shard import Wanted
 from clipray.matches import Coverage
 from clipray.query import MAX_K, Query, Term
 from clipray.serve.args import ServeArgs
-from clipray.serve.calls import Handle, opener, sender
+from clipray.serve.calls import Handle, direct, opener, sender
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
 from clipray.serve.fanout import Answer, Ask, Fanout
 from clipray.serve.fetch import fetch_image
@@ -78,13 +78,15 @@ class Search:
         self._fetching = asyncio.Semaphore(FETCHES)
         self._fetch_options = args
         Relay(self.meter).start()
-        self._lines = [
-            Line(s.name, sender(g), args.line) for s, g in zip(specs, groups, strict=True)
-        ]
+        # Serve scales by the calls that go through it.
+        to_group = sender if args.shards.is_scaled else direct
+        to_encoder = sender if args.encoder.is_scaled else direct
+        named = zip(specs, groups, strict=True)
+        self._lines = [Line(spec.name, to_group(group), args.line) for spec, group in named]
         self._fanout = Fanout(self._lines, specs, lambda count: self.meter.batch("queries", count))
         patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
         self._terms = Terms(
-            Line("Encoder", sender(encoder), patient),
+            Line("Encoder", to_encoder(encoder), patient),
             catalog.model.dim,
             self._fetch,
             args.text_cache,

@@ -1,0 +1,136 @@
+"""Calls over a connection: answered each to its caller, and refused to strangers."""
+
+import asyncio
+import pickle
+
+import pytest
+
+from clipray.errors import QueryError
+from clipray.serve.calls import Direct
+from clipray.serve.wire import HEADER, SECRET_BYTES, Address, Channel, Exchange
+
+
+class Replica:
+    def __init__(self, name="one"):
+        self.name = name
+        self.exchange = Exchange(self, {"double", "refuse", "wait", "who"}, "127.0.0.1")
+        self.asked = []
+
+    async def double(self, value):
+        await asyncio.sleep(0.01 / (1 + value % 3))
+        return 2 * value
+
+    async def refuse(self, why):
+        raise QueryError(why)
+
+    async def wait(self):
+        await asyncio.sleep(60)
+
+    async def who(self):
+        return self.name
+
+    async def secret(self):
+        self.asked.append("secret")
+
+
+def test_answers_come_to_their_callers_whatever_their_order():
+    async def main():
+        channel = await Channel.to(await Replica().exchange.address())
+        found = await asyncio.gather(*[channel.call("double", value) for value in range(50)])
+        assert found == [2 * value for value in range(50)]
+        assert not channel.waiting
+        channel.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_of_the_method_is_raised_by_the_call():
+    async def main():
+        replica = Replica()
+        channel = await Channel.to(await replica.exchange.address())
+        with pytest.raises(QueryError, match="no such column"):
+            await channel.call("refuse", "no such column")
+        with pytest.raises(AttributeError):
+            await channel.call("secret")
+        assert not replica.asked
+        channel.close()
+
+    asyncio.run(main())
+
+
+class Canary:
+    """Cries when it is unpickled."""
+
+    cried = False
+
+    def __reduce__(self):
+        return Canary._cry, ()
+
+    @staticmethod
+    def _cry():
+        Canary.cried = True
+
+
+def test_nothing_of_a_stranger_is_unpickled():
+    async def main():
+        address = await Replica().exchange.address()
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        data = pickle.dumps(Canary())
+        writer.write(bytes(SECRET_BYTES) + HEADER.pack(len(data), 1) + data)
+        assert await reader.read() == b""
+        writer.close()
+        assert not Canary.cried
+        assert address.secret.hex() not in repr(address)
+
+    asyncio.run(main())
+
+
+def test_calls_on_their_way_fail_when_the_replica_goes():
+    async def main():
+        replica = Replica()
+        channel = await Channel.to(await replica.exchange.address())
+        calls = [asyncio.ensure_future(channel.call("wait")) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        channel._writer.transport.abort()
+        for call in calls:
+            with pytest.raises(ConnectionError):
+                await call
+        with pytest.raises(ConnectionError):
+            await channel.call("double", 1)
+
+    asyncio.run(main())
+
+
+def test_the_replica_with_the_least_to_do_is_called_and_serve_where_none_is():
+    async def main():
+        replicas = [Replica("one"), Replica("two")]
+        there = []
+
+        async def addresses():
+            return [await replica.exchange.address() for replica in there]
+
+        async def through_serve(method, *arguments):
+            return "serve"
+
+        direct = Direct(addresses, through_serve)
+        assert await direct("who") == "serve"
+        there += replicas
+        direct._lost.set()
+        await asyncio.sleep(0.6)
+        waiting = asyncio.ensure_future(direct("wait"))
+        await asyncio.sleep(0.01)
+        busy = {channel for channel in direct._channels.values() if channel.waiting}
+        found = {await direct("who") for _ in range(5)}
+        assert len(busy) == len(found) == 1
+        waiting.cancel()
+        for channel in direct._channels.values():
+            channel.close()
+        await asyncio.sleep(0.01)
+        assert await direct("who") == "serve"
+
+    asyncio.run(main())
+
+
+def test_where_nobody_listens_is_said_at_once():
+    with pytest.raises(OSError, match=r"refused|Connect"):
+        asyncio.run(Channel.to(Address("127.0.0.1", 1, b"")))
