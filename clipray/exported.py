@@ -160,6 +160,21 @@ class ExportedFolder:
         return manifests
 
 
+def stated_identity(source: ModelSource) -> ModelIdentity | None:
+    """What a folder says of the model in it, whose weights are not read; None where nothing does.
+
+    Raises:
+        DamagedError: what it says cannot be used.
+        MismatchError: it says two things.
+    """
+    if folder := exported_itself(source):
+        return next(iter(folder.read().values())).identity
+    path = ModelFolder(Path(source.name)).manifest
+    if source.pretrained or not path.is_file():
+        return None
+    return read_json(ModelManifest, path).identity
+
+
 def exported_itself(source: ModelSource) -> ExportedFolder | None:
     """The exported folder that `source` names, if it names one."""
     folder = ExportedFolder(Path(source.name))

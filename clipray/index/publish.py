@@ -7,7 +7,7 @@ from pydantic import Field
 from clipray import uri
 from clipray.config import Config
 from clipray.errors import ConfigError
-from clipray.index import store
+from clipray.index import publishing
 from clipray.index.manifest import IndexFolder
 from clipray.report import Report
 
@@ -58,7 +58,7 @@ def publish(config: IndexPublishConfig) -> PublishReport:
     if uri.is_local(target):
         raise ConfigError(f"to: expected a URI such as s3://bucket/index, found {config.to}")
     folder = IndexFolder(config.index.resolve())
-    done = store.publish(folder, target)
+    done = publishing.publish(folder, target)
     return PublishReport(
         index=folder.root,
         to=config.to,

@@ -8,6 +8,7 @@ from ray.serve import Application
 
 from clipray import nodes, uri
 from clipray.errors import ConfigError
+from clipray.exported import stated_identity
 from clipray.index.store import read
 from clipray.manifest import ModelSource
 from clipray.serve.args import Scaling, ServeArgs
@@ -38,12 +39,13 @@ def build(args: ServeArgs) -> Application:
 
     Raises:
         InputError: no such index.
-        MismatchError: indices of different models.
+        MismatchError: indices of different models, or a folder of another model.
+        ConfigError: a node that cannot hold what belongs there.
     """
     catalog = open_catalog(args)
     specs = plan_groups(catalog.folders, args.groups)
     encoder = _deployment("Encoder", args.encoder, 64, num_gpus=args.gpus)
-    ingress = _deployment("Search", args.search, 512, **_home(specs))
+    ingress = _deployment("Search", args.search, 512, **_home(specs, args.search))
     application: Application = ingress(Search).bind(
         catalog,
         encoder(EncoderReplica).bind(catalog.source, catalog.model, args, args.inside),
@@ -71,22 +73,30 @@ def open_catalog(args: ServeArgs) -> Catalog:
     source = manifests[0].source
     if args.model:
         source = ModelSource(name=args.model, pretrained=args.pretrained).absolute()
+    if stated := stated_identity(source):  # replicas look at the weights, after seconds
+        manifests[0].model.require(stated, f"{source.name}: its model")
     return Catalog(model=manifests[0].model, source=source, folders=tuple(folders))
 
 
 def _group(spec: GroupSpec, folders: Sequence[ServedFolder], args: ServeArgs) -> Application:
     where = {"label_selector": nodes.selector(spec.node)} if spec.node else {}
-    scaling = args.shards.model_copy(update={"replicas": max(args.replicas, args.shards.replicas)})
-    made = _deployment(spec.name, scaling, 64, **where)(ShardGroup)
+    made = _deployment(spec.name, args.group, 64, **where)(ShardGroup)
     options = {"verify": args.verify, "inside": args.inside}
     group: Application = made.bind(spec, folders, args.threads, **options)
     return group
 
 
-def _home(specs: Sequence[GroupSpec]) -> dict[str, Any]:
+def _home(specs: Sequence[GroupSpec], scaling: Scaling) -> dict[str, Any]:
     """Where the ingress must be: beside the manifests, where not all nodes see them."""
-    pinned = any(spec.node for spec in specs)
-    return {"label_selector": nodes.selector(nodes.here())} if pinned else {}
+    if not any(spec.node for spec in specs):
+        return {}
+    home = nodes.find(nodes.here())
+    if home.cpus < scaling.cpus:
+        raise ConfigError(
+            f"search.cpus {scaling.cpus:g}: the ingress must run on node '{home.name}', which sees "
+            f"the manifests and has {home.cpus:g} CPUs; set search.cpus to that"
+        )
+    return {"label_selector": nodes.selector(home.name)}
 
 
 def _deployment(name: str, scaling: Scaling, ongoing: int, **actor: Any) -> Any:

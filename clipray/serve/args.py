@@ -22,7 +22,7 @@ class Scaling(Config):
     )
     target: float = Field(8, gt=0, description="requests in work that one replica should have")
     cpus: float = Field(0.2, ge=0, description="logical CPUs of one replica")
-    per_node: int | None = Field(None, ge=1, description="replicas on one node, at most")
+    per_node: int | None = Field(None, ge=1, le=100, description="replicas on one node, at most")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -31,9 +31,14 @@ class Scaling(Config):
         return self
 
     @property
+    def most(self) -> int:
+        """Replicas that there may be."""
+        return self.max_replicas or self.replicas
+
+    @property
     def is_scaled(self) -> bool:
         """Whether Ray changes the number of replicas."""
-        return self.max_replicas is not None and self.max_replicas > self.replicas
+        return self.most > self.replicas
 
     def options(self) -> dict[str, Any]:
         """As `serve.deployment` takes it."""
@@ -67,8 +72,8 @@ class Listen(Config):
         return f"http://{host}:{self.port}"
 
 
-class ServeArgs(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
-    """Arguments of the application."""
+class ServiceOptions(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
+    """What every service is told, wherever it listens."""
 
     index: tuple[str, ...] = Field(
         min_length=1,
@@ -96,11 +101,48 @@ class ServeArgs(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
     shards: Scaling = Field(
         Scaling(), description="every group; its `replicas` is the option above"
     )
-    listen: Listen | None = Field(
-        None, description="address that the ingress listens on itself; by default Ray's proxies do"
-    )
     inside: str | None = Field(
         None,
         description="address that the replicas listen on for each other; by default that of their "
         "node",
     )
+    access_log: bool = Field(
+        False,
+        description="one JSON line a request, on stderr of the ingress replicas: Ray keeps it in "
+        "worker-*.err among the logs of its session",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pretrained and not self.model:
+            raise ValueError("pretrained says which weights of a model; give the model as well")
+        if self.shards.max_replicas and self.shards.max_replicas < self.replicas:
+            raise ValueError(
+                f"shards.max_replicas {self.shards.max_replicas} is less than replicas "
+                f"{self.replicas}"
+            )
+        return self
+
+    @property
+    def group(self) -> Scaling:
+        """How every group is scaled."""
+        replicas = max(self.replicas, self.shards.replicas)
+        return self.shards.model_copy(update={"replicas": replicas})
+
+
+class ServeArgs(ServiceOptions):
+    """Arguments of the application."""
+
+    listen: Listen | None = Field(
+        None, description="address that the ingress listens on itself; by default Ray's proxies do"
+    )
+
+    @model_validator(mode="after")
+    def _scalable(self) -> Self:
+        if self.listen and self.search.is_scaled:
+            raise ValueError(
+                f"search.max_replicas {self.search.max_replicas}: Ray does not see the load of an "
+                "ingress that listens itself; give search.replicas alone, or leave `listen` out "
+                "and let Ray's proxies listen"
+            )
+        return self

@@ -159,9 +159,9 @@ class Holding:
             return _Held(folder.version, {}, dict.fromkeys(numbers, str(error)))
         for number in numbers:
             try:
-                if self._verify and not verified:
-                    self._verify_files(root, folder.shards[number])
                 record = folder.shards[number]
+                if self._verify:
+                    self._verify_files(root, record, verified=verified)
                 shards[number] = Shard.open(root, record, folder.settings, verify=False)
             except DamagedError as error:
                 log.error("%s: shard %d is left out: %s", folder.slot, number, error)
@@ -174,13 +174,19 @@ class Holding:
             local = folder.placement == "node"
             return IndexFolder(self._local_root(folder.root) if local else folder.root), False
         found = opened(
-            folder.root, folder.version, verify=self._verify, partial=True, shards=numbers
+            folder.root,
+            folder.version,
+            verify=self._verify,
+            partial=True,
+            shards=numbers,
+            known=self._verified,
         )
         return found.folder, found.verified
 
-    def _verify_files(self, root: IndexFolder, shard: ShardRecord) -> None:
-        """Compare the files that this process has not compared yet."""
+    def _verify_files(self, root: IndexFolder, shard: ShardRecord, *, verified: bool) -> None:
+        """Compare the files that this process has not compared yet, unless that has been done."""
         for path, file in (file for segment in shard.segments for file in root.files(segment)):
             if path not in self._verified:
-                file.verify(path)
+                if not verified:
+                    file.verify(path)
                 self._verified.add(path)

@@ -4,16 +4,18 @@ import logging
 import os
 import socket
 import threading
+from math import ceil
 
 from pydantic import Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from clipray import cluster
+from clipray.config import parse
 from clipray.errors import ConfigError, from_remote
 from clipray.report import Report
 from clipray.serve.app import APP_NAME, build
-from clipray.serve.args import Listen, ServeArgs
+from clipray.serve.args import Listen, ServeArgs, ServiceOptions
 from clipray.serve.front import bound
 from clipray.serve.keys import Keys
 
@@ -23,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-class ServeConfig(ServeArgs):
+class ServeConfig(ServiceOptions):
     """Serve indices over HTTP from this machine until interrupted."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -69,11 +71,9 @@ def start(config: ServeConfig) -> str:
     listen = Listen(host=config.host, port=config.port)
     bound(listen, shared=False).close()
     _require_key(config, listen)
+    _require_gpus(config)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    args = {name: getattr(config, name) for name in ServeArgs.model_fields} | {"listen": listen}
-    if not cluster.is_remote():
-        args["inside"] = LOOPBACK
-    application = build(ServeArgs(**args))
+    application = build(_args(config, listen))
     serve.start(proxy_location="Disabled", logging_config=QUIET)
     try:
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
@@ -86,6 +86,13 @@ def start(config: ServeConfig) -> str:
     return listen.url
 
 
+def _args(config: ServeConfig, listen: Listen) -> ServeArgs:
+    tree = {name: getattr(config, name) for name in ServiceOptions.model_fields}
+    if not cluster.is_remote():
+        tree["inside"] = LOOPBACK
+    return parse(ServeArgs, tree | {"listen": listen}, "options")
+
+
 def _require_key(config: ServeConfig, listen: Listen) -> None:
     if not (listen.is_local or config.public or Keys.open(config).read):
         raise ConfigError(
@@ -94,11 +101,17 @@ def _require_key(config: ServeConfig, listen: Listen) -> None:
         )
 
 
+def _require_gpus(config: ServeConfig) -> None:
+    """Refuse what Ray would wait for without end; where nodes come and go it may be right to."""
+    asked, there = config.gpus * config.encoder.replicas, cluster.resources().get("GPU", 0)
+    if asked > there and not cluster.is_remote():
+        raise ConfigError(f"gpus: {asked:g} asked for, this machine has {there:g}")
+
+
 def _logical_cpus(config: ServeConfig) -> int:
     """What the replicas ask for together; Ray counts these, whatever the machine has."""
-    asked = config.search.cpus + config.encoder.cpus
-    replicas = max(config.replicas, config.shards.replicas)
-    return int(asked + config.groups * replicas * config.shards.cpus) + 2
+    scalings = [config.search, config.encoder, *[config.group] * config.groups]
+    return ceil(sum(scaling.most * scaling.cpus for scaling in scalings)) + 2
 
 
 def _require_listening(listen: Listen) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipray import uri
+from clipray import nodes, storage, uri
 from clipray.cli import main
 from clipray.embeddings import Parts
 from clipray.errors import ConfigError, DamagedError, InputError, OutputError
@@ -22,18 +22,23 @@ from clipray.index.history import IndexGcConfig, gc
 from clipray.index.manifest import IndexFolder
 from clipray.index.publish import IndexPublishConfig
 from clipray.index.publish import publish as run
+from clipray.index.publishing import publish
+from clipray.index.reader import unit_queries
 from clipray.index.remove import remove_rows
-from clipray.index.store import cache_root, opened, publish
+from clipray.index.shard import Wanted
+from clipray.index.store import cache_root, newest, opened, read
 from clipray.index.table import row_ids
 from clipray.index.workers import Here
 from clipray.serve.catalog import ServedFolder
-from clipray.serve.replicas import ShardGroup, plan_groups
+from clipray.serve.groups import plan_groups
+from clipray.serve.holding import Holding, Job
 from tests.careless import without_fsync
 from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
 
 DIM, ROWS = 8, 60
 FILES = 9  # of the index below
 QUERIES = random_halves(4, DIM, seed=9).astype(np.float32)
+UNITS = unit_queries(QUERIES, DIM)
 
 
 @pytest.fixture(autouse=True)
@@ -408,12 +413,109 @@ def test_the_command_publishes_and_search_reads(folder, store, capsys, tmp_path)
         run(IndexPublishConfig(index=folder.root, to=str(tmp_path / "copy")))
 
 
-def test_a_published_index_is_served_as_a_local_one(folder, store):
+def names(folder, number):
+    """Files of a shard."""
+    segments = folder.read().shards[number].segments
+    return sorted(path.name for segment in segments for path, _ in folder.files(segment))
+
+
+def test_of_some_shards_only_their_files_are_fetched(folder, store, requests):
     publish(folder, store)
-    named = [uri.named_place(given) for given in (f"there={store}", f"here={folder.root}")]
-    served = [ServedFolder.open(name, root) for name, root in named]
-    (spec,) = plan_groups(served, 1)
-    group = ShardGroup(spec)
-    found = [group.find(folder.slot, "s/7") for folder in served]
-    assert np.array_equal(*found)
-    assert [folder.version for folder in served] == [1, 1]
+    requests[0].clear()
+    cached, manifest, _ = opened(str(store), shards=(1,))
+    assert len(manifest.shards) == 2
+    assert sorted(requests[0])[1:] == names(folder, 1)
+    assert all(path.is_file() for s in manifest.shards[1].segments for path, _ in cached.files(s))
+    requests[0].clear()
+    assert answers(str(store)) == answers(folder.root)  # what is missing comes when it is wanted
+    assert len(requests[0]) == 1 + len(names(folder, 0)) + len([manifest.codec])
+
+
+def test_what_was_compared_before_is_not_compared_again(folder, store, requests):
+    publish(folder, store)
+    cached = opened(str(store)).folder
+    path, _ = a_file(cached, store)
+    flip(path)
+    requests[0].clear()
+    opened(str(store), known={path})
+    assert len(requests[0]) == 1
+    opened(str(store))
+    assert requests[0][1:] == [folder.version_file(1).name, path.name]
+
+
+def test_newest_and_read_fetch_no_file_of_the_index(folder, store, requests):
+    for place in (str(store), folder.root):
+        with pytest.raises(InputError, match="no index"):
+            read(tmp := f"{place}-none")
+        with pytest.raises(InputError, match="no index"):
+            newest(tmp)
+    publish(folder, store)
+    append(folder)
+    assert (newest(folder.root), newest(str(store))) == (2, 1)
+    publish(folder, store)
+    requests[0].clear()
+    assert newest(str(store)) == 2
+    assert requests[0] == []
+    assert read(str(store)) == folder.read()
+    assert read(str(store), 1) == folder.read(1)
+    assert requests[0] == [folder.version_file(2).name, folder.version_file(1).name]
+    with pytest.raises(InputError, match="has no version 3"):
+        read(str(store), 3)
+
+
+def served(name, place):
+    return ServedFolder.of(name, place, read(place))
+
+
+def hold(spec):
+    return Holding(spec.shards, nodes.local_root)
+
+
+def search(holding, folder):
+    return holding.search(Job(folder.slot, folder.version, UNITS, Wanted(20))).found
+
+
+def test_a_published_index_is_served_as_a_local_one(folder, store, requests):
+    publish(folder, store)
+    there, here = served("there", str(store)), served("here", folder.root)
+    first, second = plan_groups([there, here], 2)
+    requests[0].clear()
+    group = hold(first)
+    assert group.open(there).lost == group.open(here).lost == {}
+    assert requests[0].count("vectors.npy") == 1  # its shard's
+    assert search(group, there) == search(group, here)
+    assert np.array_equal(*[group.find(one.slot, one.version, "s/7") for one in (there, here)])
+    requests[0].clear()
+    assert hold(second).open(there).lost == {}
+    assert requests[0].count("vectors.npy") == 1
+
+
+def test_a_group_goes_over_to_a_newly_published_version(folder, store, requests, monkeypatch):
+    publish(folder, store)
+    before = served("a", str(store))
+    group = hold(plan_groups([before], 1)[0])
+    group.open(before)
+    append(folder)
+    append_removed(folder)
+    sent = publish(folder, store).sent
+    after = served("a", str(store))
+    requests[0].clear()
+    hashed = []
+    compare = storage.sha256_file
+    monkeypatch.setattr(storage, "sha256_file", lambda path: hashed.append(path) or compare(path))
+    assert group.open(after).lost == {}
+    assert (len(requests[0]), hashed) == (1 + sent, [])  # the manifest, and what is new
+    assert search(group, after) == Index.open(folder.root).search(QUERIES, 20)
+    assert search(group, before) == Index.open(folder.root, 1).search(QUERIES, 20)
+
+
+def test_a_group_says_which_published_shard_is_damaged_and_tries_again(folder, store):
+    publish(folder, store)
+    there = served("a", str(store))
+    group = hold(plan_groups([there], 1)[0])
+    path, remote = a_file(folder, store)
+    flip(remote)
+    (number,) = group.open(there).lost
+    assert group.search(Job(there.slot, 1, UNITS, Wanted(5))).lost == (number,)
+    remote.write_bytes(path.read_bytes())
+    assert group.open(there).lost == {}

@@ -222,6 +222,11 @@ def test_a_taken_port_is_said(flat_index):
             start(ServeConfig(index=(str(flat_index),), port=port))
 
 
+def test_more_gpus_than_there_are_are_not_waited_for(flat_index):
+    with pytest.raises(ConfigError, match="gpus: 99 asked for, this machine has"):
+        start(ServeConfig(index=(str(flat_index),), port=18433, gpus=99))
+
+
 def test_indices_that_do_not_belong_together_are_refused(flat_index, text_index):
     with pytest.raises(ConfigError, match="two folders are"):
         start(ServeConfig(index=(f"a={flat_index}", f"a={flat_index}"), port=18431))
@@ -231,5 +236,5 @@ def test_another_model_is_refused_naming_both(url, flat_index, architecture, tmp
     folder = tmp_path / "other"
     folder.mkdir()
     clip.save(clip.create(ModelSource(name=str(architecture)), seed=7), folder, {})
-    with pytest.raises(MismatchError, match=r"other \(.+ written with model \("):
+    with pytest.raises(MismatchError, match=r"other: its model is .+ \(.+ written with model \("):
         start(ServeConfig(index=(str(flat_index),), model=str(folder), port=18432))
