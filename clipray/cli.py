@@ -213,11 +213,19 @@ def _parser(name: str, command: Command, kind: type[Config]) -> argparse.Argumen
     )
     parser.add_argument("--json", action="store_true", default=False, help="result as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
-    # The order of the fields is that of their owners; what must be given comes first.
-    fields = sorted(kind.model_fields.items(), key=lambda item: not item[1].is_required())
-    for field_name, field in fields:
-        _add_option(parser, field_name, field)
+    for field_name in sorted(kind.model_fields, key=lambda name: _place(kind, name)):
+        _add_option(parser, field_name, kind.model_fields[field_name])
     return parser
+
+
+def _place(kind: type[Config], name: str) -> tuple[bool, int]:
+    """What must be given comes first, then what is the command's own, then what it shares."""
+    owners = (
+        place
+        for place, base in enumerate(kind.__mro__)
+        if name in vars(base).get("__annotations__", {})
+    )
+    return not kind.model_fields[name].is_required(), next(owners, 0)
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:

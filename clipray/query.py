@@ -126,9 +126,12 @@ def combine(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
     """Weighted sum of vectors, each (dim,), to one float32 unit vector.
 
     Raises:
-        QueryError: when the terms cancel out or a vector has no direction.
+        QueryError: when the terms cancel out, a vector has no direction, or their lengths differ.
     """
     units = [_unit(vector) for vector in vectors]
+    lengths = {len(unit) for unit in units}
+    if len(lengths) > 1:
+        raise QueryError(f"the terms have vectors of {sorted(lengths)} dimensions; give all alike")
     if len(units) == 1 and weights[0] > 0:
         return units[0]
     total = np.sum([unit * np.float32(w) for unit, w in zip(units, weights, strict=True)], axis=0)

@@ -34,6 +34,7 @@ class Front:
 
     def __init__(self, app: Any, listen: Listen) -> None:
         self._socket = bound(listen, shared=True)
+        self._socket.listen(BACKLOG)  # who comes before the server runs waits for it
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -43,6 +43,7 @@ from clipray.serve.terms import Terms
 log = logging.getLogger(__name__)
 
 TRIES = 3  # of a query whose version is gone over meanwhile
+SOON_S = 1.0
 FETCHES = 8  # of image addresses at once
 ENCODE_S = 30.0  # a batch on a CPU takes seconds
 
@@ -184,6 +185,9 @@ class Search:
 
     async def _watch(self, every_s: float) -> None:
         await self._switch.look(again=True)  # replicas tell the columns
+        while self._switch.failures:  # they may not be there yet
+            await asyncio.sleep(SOON_S)
+            await self._switch.look(again=True)
         if every_s:
             await self._switch.watch(every_s)
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from clipray.errors import DamagedError, MismatchError, plain
+from clipray.errors import DamagedError, MismatchError, UnavailableError, plain
 from clipray.index.store import newest, read
 from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.groups import GroupSpec, require_homes
@@ -76,7 +76,7 @@ class Switch:
 
     async def _look_at(self, folder: ServedFolder, *, again: bool) -> None:
         number = await asyncio.to_thread(newest, folder.root)
-        if number == folder.version and not again:
+        if number <= folder.version and not again:
             return
         target = folder
         if number > folder.version:
@@ -92,9 +92,13 @@ class Switch:
         self._go_over(target, opened)
 
     async def _opened(self, folder: ServedFolder) -> list[Told]:
-        calls = [opened(folder) for spec, opened in self._groups if spec.shards(folder)]
+        groups = [(spec, opened) for spec, opened in self._groups if spec.shards(folder)]
         async with asyncio.timeout(OPEN_S):
-            return [told for group in await asyncio.gather(*calls) for told in group]
+            found = await asyncio.gather(*[opened(folder) for _, opened in groups])
+        for (spec, _), told in zip(groups, found, strict=True):
+            if not told:
+                raise UnavailableError(f"{spec.name} has no replica now; it is tried again")
+        return [told for group in found for told in group]
 
     def _go_over(self, folder: ServedFolder, opened: Sequence[Told]) -> None:
         columns = sorted({column for told in opened for column in told.columns})
@@ -107,7 +111,8 @@ class Switch:
         told = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         if self.failures.get(folder.slot) != told:
             self._meter.switch_failed(folder.slot)
-            log.error("%s: stays at version %d: %s", folder.slot, folder.version, told)
+            level = logging.INFO if isinstance(error, UnavailableError) else logging.ERROR
+            log.log(level, "%s: stays at version %d: %s", folder.slot, folder.version, told)
         self.failures[folder.slot] = told
 
 

@@ -66,8 +66,7 @@ class Terms:
         if term.image_url is not None:
             return await self._images.ask(await self._fetch(term.image_url))
         if term.embedding is not None:
-            (vector,) = unit_queries(np.array([term.embedding]), self._dim)
-            return np.asarray(vector)
+            return np.array(term.embedding, np.float32)
         return await find_key(term.key or "")
 
     async def _text(self, text: str) -> Vector:

@@ -26,7 +26,7 @@ TEXT = "a large red circle"
 
 @pytest.fixture(scope="module")
 def url(flat_index, text_index, encoder):
-    searcher = LocalSearcher(flat_index, encoder, text_index)
+    searcher = LocalSearcher({"drawings": [flat_index, text_index]}, encoder)
     app = http_app(searcher)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.socket() as listening:

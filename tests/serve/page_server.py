@@ -7,25 +7,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from clipray import images, uri
 from clipray.encoder import Encoder
-from clipray.errors import NotFoundError
-from clipray.index import Index
-from clipray.manifest import ModelSource
 from clipray.matches import Coverage
-from clipray.query import Query, Term
-from clipray.samples import Location
-from clipray.search import find, query_vector
-from clipray.serve.catalog import Catalog, Reply, ServedFolder
+from clipray.query import Query
+from clipray.serve.catalog import Reply
+from clipray.serve.guard import GuardOptions, guarded
 from clipray.serve.http import http_app
+from clipray.serve.keys import Keys
+from tests.serve.local import LocalSearcher
 
 OPEN = ("/", "/web/")  # what a service that wants a key gives without one
 
@@ -51,54 +46,21 @@ class Faults:
         vars(self).update(vars(Faults()))
 
 
-class LocalSearcher:
-    """The ingress without Ray: indices by name, each with a folder for images or texts or both."""
+class PageSearcher(LocalSearcher):
+    """Loses a shard and times itself."""
 
     def __init__(self, roots: Mapping[str, Sequence[Path]], encoder: Encoder, faults: Faults):
-        folders = [ServedFolder.open(name, root) for name, all_ in roots.items() for root in all_]
-        self.catalog = Catalog(
-            model=encoder.identity, source=ModelSource(name="x"), folders=tuple(folders)
-        )
-        self._indices = {folder.slot: Index.open(folder.root) for folder in folders}
-        self._encoder, self._faults = encoder, faults
+        super().__init__(roots, encoder)
+        self._faults = faults
 
     async def search(self, query: Query) -> Reply:
         began = time.perf_counter()
-        folder = self.catalog.find(query.index, query.modality)
-        index = self._indices[folder.slot]
-        matches = find(index, self._encoder, query)
-        coverage = index.coverage
-        if self._faults.lost:
-            rows = coverage.rows_total
-            coverage = Coverage(2, 1, rows // 2, rows, (1,))
+        reply = await super().search(query)
         took = {"total": 1e3 * (time.perf_counter() - began)}
-        return Reply(matches=matches, coverage=coverage, version=folder.version, took_ms=took)
-
-    async def embed(self, term: Term) -> np.ndarray:
-        index = next(iter(self._indices.values()))
-        return query_vector([term], self._encoder, index.find)
-
-    async def rows(self, index: str | None, ids: Sequence[int]) -> list[dict[str, Any] | None]:
-        name = index or self.catalog.folders[0].name
-        return [self._row(name, row_id) for row_id in ids]
-
-    async def image(self, index: str, row_id: int, size: int | None) -> tuple[bytes, str]:
-        row = self._row(index, row_id)
-        if row is None or not row.get("source_path"):
-            raise NotFoundError(f"id {row_id}: no picture")
-        place = Location(uri.at(row["source_path"]), row["source_offset"], row["source_size"])
-        data = place.read(images.MAX_BYTES)
-        if size is None:
-            return data, images.media_type(data)
-        return images.thumbnail(data, size), "image/jpeg"
-
-    async def refresh(self) -> dict[str, Any]:
-        return {folder.slot: folder.version for folder in self.catalog.folders}
-
-    def _row(self, name: str, row_id: int) -> dict[str, Any] | None:
-        slots = [folder.slot for folder in self.catalog.named(name)]
-        shards = (shard for slot in slots for shard in self._indices[slot].shards)
-        return next((row for shard in shards if (row := shard.row(row_id)) is not None), None)
+        rows = reply.coverage.rows_total
+        lost = Coverage(2, 1, rows // 2, rows, (1,))
+        coverage = lost if self._faults.lost else reply.coverage
+        return reply.model_copy(update={"took_ms": took, "coverage": coverage})
 
 
 class Faulty:
@@ -132,9 +94,9 @@ def _error(status: int, kind: str, message: str, headers: dict[str, str]) -> Res
 
 
 @contextmanager
-def page_server(searcher: LocalSearcher, faults: Faults, port: int = 0) -> Iterator[str]:
+def page_server(searcher: PageSearcher, faults: Faults, port: int = 0) -> Iterator[str]:
     """Serve in a thread; gives the URL."""
-    app = Faulty(http_app(searcher), faults)
+    app = guarded(Faulty(http_app(searcher), faults), GuardOptions(), Keys(), local=True)
     config = uvicorn.Config(app, port=port, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import time
 from io import BytesIO
+from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
 from PIL import Image
 from ray import serve
@@ -15,9 +18,13 @@ from clipray import clip
 from clipray.client import AsyncClient, Client
 from clipray.errors import ClipRayError, ConfigError, ImageError, MismatchError, QueryError
 from clipray.index import Index
+from clipray.index.deletions import Doomed
+from clipray.index.manifest import IndexFolder
+from clipray.index.remove import remove_rows
+from clipray.index.workers import Here
 from clipray.manifest import ModelSource
 from clipray.query import Query
-from clipray.search import SearchConfig, find, search
+from clipray.search import SearchConfig, find, query_vector, search
 from clipray.serve.app import APP_NAME
 from clipray.serve.local import ServeConfig, logs_folder, start
 
@@ -25,12 +32,18 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def url(flat_index, text_index):
+def growing(flat_index, tmp_path_factory):
+    """The same index in a folder that a test may change."""
+    return Path(shutil.copytree(flat_index, tmp_path_factory.mktemp("served") / "index"))
+
+
+@pytest.fixture(scope="module")
+def url(growing, text_index):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    indices = (f"drawings={flat_index}", f"drawings={text_index}")
-    yield start(ServeConfig(index=indices, groups=2, port=port, access_log=True))
+    indices = (f"drawings={growing}", f"drawings={text_index}")
+    yield start(ServeConfig(index=indices, groups=2, port=port, watch_s=0, access_log=True))
     serve.shutdown()
 
 
@@ -40,14 +53,49 @@ def client(url):
         yield client
 
 
-def test_http_index_and_command_give_the_same(client, flat_index, encoder):
-    for text in ("a small red ring", "a large yellow cross"):
-        served = client.search(text, k=10).matches
-        local = find(Index.open(flat_index), encoder, Query(text=text, k=10))
-        command = search(SearchConfig(index=flat_index, text=text, k=10)).matches
-        assert served.ids == local.ids == [int(row["id"]) for row in command]
-        scores = [match.score for match in local]
-        assert [match.score for match in served] == [row["score"] for row in command] == scores
+TEXT = "a small red ring"
+TREE = {"$and": [{"caption": {"$contains": "red"}}, {"key": {"$ne": "shards/000000000"}}]}
+TERMS = (
+    {"text": "a large ring"},
+    {"key": "shards/000000003", "weight": 0.5},
+    {"text": "blue", "weight": -0.4},
+)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        {"text": TEXT},
+        {"image": "even/0002.png", "k": 40},
+        {"key": "shards/000000003", "columns": ("caption", "width")},
+        {"embedding": tuple(range(1, 33)), "k": 7},
+        {"query": TERMS, "threshold": 0.2},
+        {"text": TEXT, "filter": TREE, "k": 40},
+        {"query": TERMS, "filter": TREE, "deduplicate": 0.97, "k": 5, "embeddings": True},
+    ],
+    ids=["text", "image", "key", "embedding", "combined", "filtered", "all"],
+)
+def test_http_index_and_exact_search_give_the_same(client, flat_index, encoder, photos, ask):
+    if "image" in ask:
+        ask = ask | {"image": (photos / ask["image"]).read_bytes()}
+    served = client.search(**ask).matches
+    index, query = Index.open(flat_index), Query(**ask)
+    assert served == find(index, encoder, query)
+    vector = query_vector(query.terms, encoder, index.find)
+    most = 40 if query.deduplicate else query.k
+    (exact,) = index.search(
+        vector[None], most, query.threshold, query.filter, query.columns, exact=True
+    )
+    if query.deduplicate:
+        assert set(served.ids) < set(exact.ids)
+    else:
+        assert served == exact
+    assert served
+
+
+def test_the_command_gives_the_same(client, flat_index):
+    command = search(SearchConfig(index=flat_index, text=TEXT, k=10)).matches
+    assert [match.to_json() for match in client.search(TEXT, k=10).matches] == list(command)
 
 
 def test_a_filter_selects_over_http_as_in_process(client, flat_index, encoder):
@@ -126,6 +174,31 @@ def test_a_handle_answers_inside_the_cluster(url, client):
     handle = serve.get_app_handle(APP_NAME)
     reply = handle.search.remote(Query(text="a ring", k=2)).result(timeout_s=30)
     assert reply.matches.ids == client.search("a ring", k=2).matches.ids
+
+
+def test_metrics_and_readiness_are_told(url):
+    async def text(path):
+        async with aiohttp.ClientSession() as session, session.get(url + path) as response:
+            assert response.status == 200
+            return await response.text()
+
+    assert 'clipray_index_version{slot="drawings/image"}' in asyncio.run(text("/metrics"))
+    assert '"ShardGroup-1":true' in asyncio.run(text("/readyz"))
+
+
+def test_a_new_version_is_served_when_asked_for(client, growing):
+    (doomed, *_) = client.search(TEXT, k=2).matches
+    folder = IndexFolder(growing)
+    remove_rows(folder, Doomed(ids=np.array([doomed.id])), Here(growing))
+    assert client.search(TEXT, k=2).version == 1
+    assert client.refresh() == {
+        "versions": {"drawings/image": 2, "drawings/text": 1},
+        "failures": {},
+    }
+    found = client.search(TEXT, k=40)
+    assert found.version == 2
+    assert len(found.matches) == 39
+    assert doomed.id not in found.matches.ids
 
 
 def test_only_loopback_is_listened_on(url):

@@ -24,7 +24,7 @@ class Resting(LocalSearcher):
 
 @pytest.fixture(scope="module")
 def http(flat_index: Path, encoder: Encoder) -> TestClient:
-    app = http_app(Resting(flat_index, encoder))
+    app = http_app(Resting({"drawings": [flat_index]}, encoder))
     return TestClient(app, raise_server_exceptions=False)
 
 

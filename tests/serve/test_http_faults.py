@@ -113,7 +113,7 @@ def _read(response: http.client.HTTPResponse) -> Reply:
 
 @pytest.fixture(scope="module")
 def service(flat_index, encoder) -> Iterator[Service]:
-    routes = http_app(LocalSearcher(flat_index, encoder))
+    routes = http_app(LocalSearcher({"drawings": [flat_index]}, encoder))
     app = guarded(routes, GuardOptions(body_timeout_s=0.5), Keys.of([KEY]), local=True)
     with Service(app) as service:
         yield service

@@ -24,7 +24,7 @@ TEXT = "a large red circle"
 
 @pytest.fixture(scope="module")
 def searcher(flat_index, text_index, encoder):
-    return LocalSearcher(flat_index, encoder, text_index)
+    return LocalSearcher({"drawings": [flat_index, text_index]}, encoder)
 
 
 @pytest.fixture
@@ -195,7 +195,9 @@ def test_a_partial_answer_says_so(flat_index, encoder):
             reply = await super().search(query)
             return reply.model_copy(update={"coverage": Coverage(2, 1, 20, 40, (1,))})
 
-    reply = client(Partial(flat_index, encoder)).post("/knn-service", json={"text": TEXT})
+    reply = client(Partial({"drawings": [flat_index]}, encoder)).post(
+        "/knn-service", json={"text": TEXT}
+    )
     assert reply.headers[NOTE_HEADER] == "partial: 20 of 40 rows were searched"
 
 
@@ -207,7 +209,9 @@ def test_metadata_of_any_kind_becomes_json(flat_index, encoder):
         async def rows(self, index, ids):
             return [{"id": 1, "key": "a/1", "url": None, "note": None} | odd]
 
-    (row,) = client(Odd(flat_index, encoder)).post("/metadata", json={"ids": [1]}).json()
+    (row,) = (
+        client(Odd({"drawings": [flat_index]}, encoder)).post("/metadata", json={"ids": [1]}).json()
+    )
     assert row["metadata"] == {
         "image_path": "a/1",
         "taken": str(day),
@@ -229,7 +233,11 @@ def test_an_address_that_a_browser_opens_goes_before_ours(given, shown, flat_ind
         async def rows(self, index, ids):
             return [{"id": 7, "key": "a/1", "url": given, "source_path": "a.tar"}]
 
-    (row,) = client(Crawled(flat_index, encoder)).post("/metadata", json={"ids": [7]}).json()
+    (row,) = (
+        client(Crawled({"drawings": [flat_index]}, encoder))
+        .post("/metadata", json={"ids": [7]})
+        .json()
+    )
     assert row["metadata"] == {"image_path": "a/1", "url": shown}
 
 

@@ -19,7 +19,7 @@ from tests.serve.browser import (
     searching,
     visit,
 )
-from tests.serve.page_server import Faults, LocalSearcher, page_server
+from tests.serve.page_server import Faults, PageSearcher, page_server
 
 DESKTOP = {"width": 1280, "height": 860}
 
@@ -37,7 +37,7 @@ def browser():
 def service(browser, flat_index, text_index, encoder):
     faults = Faults()
     roots = {"drawings": [flat_index, text_index], "again": [flat_index]}
-    with page_server(LocalSearcher(roots, encoder, faults), faults) as url:
+    with page_server(PageSearcher(roots, encoder, faults), faults) as url:
         yield url, faults
 
 

@@ -144,3 +144,20 @@ def test_an_index_that_is_gone_stays_served(root):
         assert len(answer.matches) == K
 
     asyncio.run(main())
+
+
+def test_a_group_without_a_replica_keeps_the_old_version_until_it_is_back(root):
+    async def main():
+        service = Groups({"a": root}, 2)
+        switch = service.switch()
+        append(root, 1)
+        there, service.groups[1].replicas = service.groups[1].replicas, []
+        await switch.look()
+        assert switch.catalog.folders[0].version == 1
+        assert "ShardGroup-1 has no replica" in switch.failures["a/image"]
+        service.groups[1].replicas = there
+        await switch.look()
+        assert switch.catalog.folders[0].version == 2
+        assert switch.catalog.folders[0].columns == ("caption",)
+
+    asyncio.run(main())
