@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from clipray import clip, probe, storage
 from clipray.clip import ClipModel
 from clipray.config import Config
+from clipray.ending import Ending
 from clipray.errors import InputError, ModelError, OutputError
 from clipray.exported import (
     MOST_PRECISE,
@@ -40,7 +41,7 @@ from clipray.onnx_encoder import OnnxTower
 from clipray.onnx_graph import files_of, quantise, write_image_graph, write_text_graph
 from clipray.pixels import Normaliser, pixel_reader
 from clipray.report import Report
-from clipray.texts import Ending
+from clipray.texts import ending_of
 
 LEAST_COSINE: dict[ExportPrecision, float] = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.999}
 BATCH = 16
@@ -179,7 +180,7 @@ def _image_side(model: ClipModel, config: ExportConfig) -> _Side:
 
 @torch.inference_mode()
 def _text_side(model: ClipModel, config: ExportConfig) -> _Side:
-    texts, ending = probe.made_texts(config.samples), Ending.of(model.module)
+    texts, ending = probe.made_texts(config.samples), ending_of(model.module)
     whole = [model.tokenize(batch) for batch in _split(texts)]
     features = [cast(Any, model.module).encode_text(tokens) for tokens in whole]
     batches = tuple((ending.cut(tokens) if ending else tokens).numpy() for tokens in whole)

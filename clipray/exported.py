@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from clipray.config import Config
+from clipray.ending import Ending
 from clipray.errors import DamagedError, MismatchError, ModelError
 from clipray.manifest import (
     TOWER_FILE,
@@ -24,7 +25,6 @@ from clipray.manifest import (
     digest,
     read_json,
 )
-from clipray.texts import Ending
 
 ExportPrecision = Literal["fp32", "fp16", "int8"]
 MOST_PRECISE: tuple[ExportPrecision, ...] = ("fp32", "fp16", "int8")

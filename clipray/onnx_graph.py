@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clipray.clip import ClipModel
+from clipray.ending import Ending
 from clipray.pixels import Normaliser
-from clipray.texts import Ending, encode_cut
+from clipray.texts import encode_cut, ending_of
 
 MAX_FILE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB; weights beyond go to a file beside
 MAX_BATCH = 65_536
@@ -41,7 +42,7 @@ def write_text_graph(model: ClipModel, path: Path, dtype: torch.dtype) -> None:
 
     The length is any up to the model's context where texts may be cut, else the whole context.
     """
-    ending = Ending.of(model.module)
+    ending = ending_of(model.module)
     tokens = model.tokenize(["a", "a b c"])  # (2, context length)
     example = ending.cut(tokens) if ending else tokens
     length = {1: torch.export.Dim("length", min=2, max=tokens.shape[1])} if ending else {}

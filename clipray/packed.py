@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from clipray import texts
+from clipray.ending import Ending
 
 Tower = Callable[[Tensor], Tensor]
 Groups = Sequence[tuple[int, int]]  # how many sequences of which length lie one after the other
@@ -30,7 +31,7 @@ def image_tower(module: Any) -> Tower:
 
 def text_tower(module: Any) -> Tower:
     """Tokens (n, context length) int64 → features (n, dim), not of unit length."""
-    ending = texts.Ending.of(module)
+    ending = texts.ending_of(module)
     if ending and _is_plain(module.transformer):
         return _TextTower(module, ending)
     return texts.tower(module)
@@ -55,7 +56,7 @@ class _ImageTower:
 
 
 class _TextTower:
-    def __init__(self, module: Any, ending: texts.Ending) -> None:
+    def __init__(self, module: Any, ending: Ending) -> None:
         self._ending = ending
         self._embedding = module.token_embedding
         self._positions = module.positional_embedding

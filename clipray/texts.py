@@ -6,14 +6,14 @@ known here.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from clipray.config import Config
+from clipray.ending import Ending
 
 MAX_CHARACTERS = 2_000  # a 20 KB word held open_clip's tokenizer for 8.5 s
 
@@ -23,33 +23,12 @@ def clean(text: str) -> str:
     return text[:MAX_CHARACTERS].encode("utf-8", errors="replace").decode()
 
 
-class Ending(Config):
-    """How a causal tower finds the token that it pools at; nothing behind that token counts.
-
-    Attributes:
-        pool: open_clip's name: the highest number of a text, or the first `token`.
-        token: end-of-text.
-    """
-
-    pool: Literal["argmax", "eos"]
-    token: int
-
-    @classmethod
-    def of(cls, module: Any) -> Self | None:
-        """That of one of open_clip's models; None where the whole context counts."""
-        causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
-        if not causal or module.text_pool_type not in ("argmax", "eos"):
-            return None
-        return cls(pool=module.text_pool_type, token=module.text_eos_id)
-
-    def find(self, tokens: Tensor) -> Tensor:
-        """Tokens (n, length) int64 → places (n,) int64."""
-        ends = (tokens == self.token).int() if self.pool == "eos" else tokens
-        return ends.argmax(dim=-1)
-
-    def cut(self, tokens: Tensor) -> Tensor:
-        """The tokens up to the end of the longest text."""
-        return tokens[:, : int(self.find(tokens).max()) + 1]
+def ending_of(module: Any) -> Ending | None:
+    """That of one of open_clip's models; None where the whole context counts."""
+    causal = isinstance(module, open_clip.CLIP) and module.attn_mask is not None
+    if not causal or module.text_pool_type not in ("argmax", "eos"):
+        return None
+    return Ending(pool=module.text_pool_type, token=module.text_eos_id)
 
 
 def tower(module: Any) -> Callable[[Tensor], Tensor]:
@@ -58,7 +37,7 @@ def tower(module: Any) -> Callable[[Tensor], Tensor]:
     What is returned takes tokens (n, context length) int64 and gives features (n, dim), not
     normalised, equal to those of `module.encode_text` up to rounding.
     """
-    ending = Ending.of(module)
+    ending = ending_of(module)
     if ending is None:
         return module.encode_text  # type: ignore[no-any-return]
     return lambda tokens: encode_cut(module, ending.cut(tokens))

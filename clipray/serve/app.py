@@ -13,7 +13,6 @@ from clipray.index.store import read
 from clipray.manifest import ModelSource
 from clipray.serve.args import Scaling, ServeArgs
 from clipray.serve.catalog import Catalog, ServedFolder
-from clipray.serve.encoding import EncoderReplica
 from clipray.serve.groups import GroupSpec, plan_groups
 from clipray.serve.keys import Keys
 from clipray.serve.raters import Raters
@@ -21,6 +20,7 @@ from clipray.serve.replicas import ShardGroup
 from clipray.serve.search import Search
 
 APP_NAME = "clipray"
+ENCODER = "clipray.serve.encoding.EncoderReplica"  # by name: who builds needs no torch
 
 # In the replicas only: calls go from process to process over gRPC, in the loop of the caller.
 # As Ray has it by default, a call costs 2 to 4 times as much.
@@ -49,7 +49,7 @@ def build(args: ServeArgs) -> Application:
     ingress = _deployment("Search", args.search, 512, **_home(specs, args.search))
     application: Application = ingress(Search).bind(
         catalog,
-        encoder(EncoderReplica).bind(catalog.source, catalog.model, args, args.inside),
+        encoder(ENCODER).bind(catalog.source, catalog.model, args, args.inside),
         [_group(spec, catalog.folders, args) for spec in specs],
         specs,
         raters=Raters.open(args, catalog.model.dim),
