@@ -70,11 +70,11 @@ class RayTasks:
             UnavailableError: a node that must run a call is not alive, or calls were lost again
                 and again.
         """
-        needs = _needs(function, len(calls))
+        needs, threads = _needs(function), _threads(function, len(calls))
         codecs = ray.put(self._codecs() if self._held and function in BUILDING else {})
         placed = zip(calls, on or repeat(None), self._homes(function), strict=False)
         tasks = [
-            nodes.Call(self._task(function, call, codecs, needs), on=node, near=home)
+            nodes.Call(self._task(function, call, codecs, threads), on=node, near=home)
             for call, node, home in placed
         ]
         for done in nodes.run(_perform, tasks, needs):
@@ -113,8 +113,8 @@ class RayTasks:
             return repeat(None)
         return cycle([node.name for node in nodes.alive() if node.cpus >= 1])
 
-    def _task(self, function: Function, call: Arguments, codecs: Any, needs: nodes.Needs) -> _Task:
-        return _Task(function, self._folder.root, call, self._held, codecs, int(needs.cpus))
+    def _task(self, function: Function, call: Arguments, codecs: Any, threads: int) -> _Task:
+        return _Task(function, self._folder.root, call, self._held, codecs, threads)
 
     def _codecs(self) -> dict[str, bytes]:
         paths = self._folder.codecs.glob("*.faiss") if self._folder.codecs.is_dir() else ()
@@ -131,12 +131,21 @@ def _perform(task: _Task) -> Any:
     return task.function(root, *task.arguments)
 
 
-def _needs(function: Function, calls: int) -> nodes.Needs:
+def _needs(function: Function) -> nodes.Needs:
+    """One CPU, however many threads compute: the replicas of a service hold some of every node."""
+    gpus = min(node.gpus for node in _workers()) if function in BUILDING else 0
+    return nodes.Needs(gpus=1 if gpus >= 1 else 0)
+
+
+def _threads(function: Function, calls: int) -> int:
     """What is there, shared out among the tasks that build."""
     if function not in BUILDING or not calls:
-        return nodes.ONE_CPU
-    alive = [node for node in nodes.present() if node.cpus >= 1]  # a head often has none
-    smallest = min(node.cpus for node in alive)
+        return 1
+    alive = _workers()
     share = sum(node.cpus for node in alive) // calls
-    gpus = 1 if min(node.gpus for node in alive) >= 1 else 0
-    return nodes.Needs(cpus=max(1, min(smallest, share)), gpus=gpus)
+    return int(max(1, min(share, *(node.cpus for node in alive))))
+
+
+def _workers() -> list[nodes.Node]:
+    """Nodes that take tasks; a head often has no CPU."""
+    return [node for node in nodes.present() if node.cpus >= 1]

@@ -11,7 +11,7 @@ from clipray.errors import ConfigError
 from clipray.exported import stated_identity
 from clipray.index.store import read
 from clipray.manifest import ModelSource
-from clipray.serve.args import Scaling, ServeArgs
+from clipray.serve.args import Listen, Scaling, ServeArgs
 from clipray.serve.catalog import Catalog, ServedFolder
 from clipray.serve.groups import GroupSpec, plan_groups
 from clipray.serve.keys import Keys
@@ -46,7 +46,7 @@ def build(args: ServeArgs) -> Application:
     catalog = open_catalog(args)
     specs = plan_groups(catalog.folders, args.groups)
     encoder = _deployment("Encoder", args.encoder, 64, num_gpus=args.gpus)
-    ingress = _deployment("Search", args.search, 512, **_home(specs, args.search))
+    ingress = _deployment("Search", args.search, 512, **_home(specs, args))
     application: Application = ingress(Search).bind(
         catalog,
         encoder(ENCODER).bind(catalog.source, catalog.model, args, args.inside),
@@ -87,17 +87,27 @@ def _group(spec: GroupSpec, folders: Sequence[ServedFolder], args: ServeArgs) ->
     return group
 
 
-def _home(specs: Sequence[GroupSpec], scaling: Scaling) -> dict[str, Any]:
-    """Where the ingress must be: beside the manifests, where not all nodes see them."""
-    if not any(spec.node for spec in specs):
+def _home(specs: Sequence[GroupSpec], args: ServeArgs) -> dict[str, Any]:
+    """Where the ingress must be: beside manifests that not all nodes see, or at its address."""
+    home = nodes.here() if any(spec.node for spec in specs) else _listening(args.listen)
+    if home is None:
         return {}
-    home = nodes.find(nodes.here())
-    if home.cpus < scaling.cpus:
+    cpus = nodes.find(home).cpus
+    if cpus < args.search.cpus:
         raise ConfigError(
-            f"search.cpus {scaling.cpus:g}: the ingress must run on node '{home.name}', which sees "
-            f"the manifests and has {home.cpus:g} CPUs; set search.cpus to that"
+            f"search.cpus {args.search.cpus:g}: the ingress must run on node '{home}', which has "
+            f"{cpus:g} CPUs; set search.cpus to that"
         )
-    return {"label_selector": nodes.selector(home.name)}
+    return {"label_selector": nodes.selector(home)}
+
+
+def _listening(listen: Listen | None) -> str | None:
+    """Name of the node that has an address; None where it is every node's, or a name's."""
+    if listen is None:
+        return None
+    if listen.is_local:
+        return nodes.here()
+    return next((node.name for node in nodes.present() if node.address == listen.host), None)
 
 
 def _deployment(name: str, scaling: Scaling, ongoing: int, **actor: Any) -> Any:

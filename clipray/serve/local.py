@@ -4,13 +4,14 @@ import logging
 import os
 import socket
 import threading
+import time
 from math import ceil
 from pathlib import Path
 
 import ray
 from pydantic import Field
 from ray import serve
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from clipray import cluster
 from clipray.config import parse
@@ -24,6 +25,8 @@ from clipray.serve.keys import Keys
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+PATIENCE_S = 20.0
+POLL_S = 0.2
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -71,7 +74,12 @@ def serve_until_interrupted(config: ServeConfig) -> ServeReport:
 
 
 def start(config: ServeConfig) -> str:
-    """Start the service on the running Ray and wait until it answers; returns its URL."""
+    """Start the service on the running Ray and wait until it answers; returns its URL.
+
+    Raises:
+        ConfigError: what cannot work; another service that runs on this cluster.
+        ClipRayError: a replica cannot start; the message is its error.
+    """
     listen = Listen(host=config.host, port=config.port)
     bound(listen, shared=False).close()
     _require_key(config, listen)
@@ -79,15 +87,40 @@ def start(config: ServeConfig) -> str:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     application = build(_args(config, listen))
     serve.start(proxy_location="Disabled", logging_config=QUIET)
+    _require_none()
+    target = serve.RunTarget(application, name=APP_NAME, logging_config=QUIET)
+    serve.run_many([target], wait_for_applications_running=False)
     try:
-        serve.run(application, name=APP_NAME, route_prefix="/", logging_config=QUIET)
-    except RuntimeError as error:
-        deployed = serve.status().applications[APP_NAME].deployments.values()
-        told = "\n".join([str(error), *(deployment.message for deployment in deployed)])
+        _wait(listen)
+        _require_listening(listen)
+    except BaseException:
         serve.delete(APP_NAME)
-        raise from_remote(told, "the service did not start") from None
-    _require_listening(listen)
+        raise
     return listen.url
+
+
+def _wait(listen: Listen) -> None:
+    """Wait until all replicas run, and say for what where that takes long."""
+    began, told = time.monotonic(), set[str]()
+    while (status := serve.status().applications[APP_NAME]).status != ApplicationStatus.RUNNING:
+        deployments = status.deployments
+        if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            messages = [status.message, *(one.message for one in deployments.values())]
+            raise from_remote("\n".join(messages), "the service did not start")
+        for name, one in deployments.items():
+            late = one.status != "HEALTHY" and time.monotonic() > began + PATIENCE_S
+            if late and name not in told:
+                log.warning("still waiting for %s; what is there answers at %s", name, listen.url)
+                told.add(name)
+        time.sleep(POLL_S)
+
+
+def _require_none() -> None:
+    if cluster.is_remote() and APP_NAME in serve.status().applications:
+        raise ConfigError(
+            f"'{APP_NAME}' is served on this cluster already; end it before, or change it with "
+            "`serve deploy`"
+        )
 
 
 def logs_folder() -> Path:

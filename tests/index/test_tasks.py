@@ -8,7 +8,7 @@ from clipray.index import tasks
 from clipray.index.builder import build_segment
 from clipray.index.deletions import mark_shard
 from clipray.index.manifest import IndexFolder
-from clipray.index.tasks import HERE_UP_TO, RayTasks, _needs, workers_for
+from clipray.index.tasks import HERE_UP_TO, RayTasks, _needs, _threads, workers_for
 from clipray.index.workers import Done, Here
 
 
@@ -31,15 +31,17 @@ def cluster(monkeypatch):
     return rows
 
 
-@pytest.mark.parametrize(("calls", "cpus"), [(1, 8), (2, 8), (4, 6), (24, 1), (100, 1)])
-def test_tasks_that_build_share_the_cluster_out(cluster, calls, cpus):
-    assert _needs(build_segment, calls) == nodes.Needs(cpus=cpus, gpus=1)
+@pytest.mark.parametrize(("calls", "threads"), [(1, 8), (2, 8), (4, 6), (24, 1), (100, 1)])
+def test_tasks_that_build_share_the_cluster_out(cluster, calls, threads):
+    assert _threads(build_segment, calls) == threads
+    assert _needs(build_segment) == nodes.Needs(cpus=1, gpus=1)
 
 
 def test_other_tasks_and_nodes_without_a_gpu_get_little(cluster):
-    assert _needs(mark_shard, 2) == nodes.ONE_CPU
+    assert _needs(mark_shard) == nodes.ONE_CPU
+    assert _threads(mark_shard, 2) == 1
     cluster[2]["Resources"]["GPU"] = 0
-    assert _needs(build_segment, 2).gpus == 0
+    assert _needs(build_segment).gpus == 0
 
 
 def test_everywhere_is_where_tasks_run(cluster, monkeypatch, tmp_path):
