@@ -5,7 +5,9 @@ import os
 import socket
 import threading
 from math import ceil
+from pathlib import Path
 
+import ray
 from pydantic import Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
@@ -56,6 +58,8 @@ def serve_until_interrupted(config: ServeConfig) -> ServeReport:
     with cluster.session(cpus=_logical_cpus(config)):
         url = start(config)
         log.warning("serving %s at %s, Ctrl-C ends it", ", ".join(config.index), url)
+        if config.access_log:
+            log.warning("access log: %s", logs_folder() / "worker-*.err")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -84,6 +88,12 @@ def start(config: ServeConfig) -> str:
         raise from_remote(told, "the service did not start") from None
     _require_listening(listen)
     return listen.url
+
+
+def logs_folder() -> Path:
+    """Where Ray keeps what its processes on this machine write to stdout and stderr."""
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir(), context.get_session_name(), "logs")
 
 
 def _args(config: ServeConfig, listen: Listen) -> ServeArgs:

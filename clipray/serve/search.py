@@ -21,6 +21,7 @@ from clipray.index.reader import check_filter, require_columns
 from clipray.index.shard import Wanted
 from clipray.matches import Coverage
 from clipray.query import MAX_K, Query, Term
+from clipray.serve.access import to_stderr
 from clipray.serve.args import ServeArgs
 from clipray.serve.calls import Handle, direct, opener, sender
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
@@ -79,6 +80,8 @@ class Search:
         self._fetching = asyncio.Semaphore(FETCHES)
         self._fetch_options = args
         Relay(self.meter).start()
+        if args.access_log:
+            to_stderr()
         # Serve scales by the calls that go through it.
         to_group = sender if args.shards.is_scaled else direct
         to_encoder = sender if args.encoder.is_scaled else direct

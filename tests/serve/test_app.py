@@ -1,8 +1,10 @@
 """The service on a real Ray: one answer, whichever way it is asked for."""
 
 import asyncio
+import json
 import shutil
 import socket
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from clipray.manifest import ModelSource
 from clipray.query import Query
 from clipray.search import SearchConfig, find, query_vector, search
 from clipray.serve.app import APP_NAME
-from clipray.serve.local import ServeConfig, start
+from clipray.serve.local import ServeConfig, logs_folder, start
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -41,7 +43,7 @@ def url(growing, text_index):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     indices = (f"drawings={growing}", f"drawings={text_index}")
-    yield start(ServeConfig(index=indices, groups=2, port=port, watch_s=0))
+    yield start(ServeConfig(index=indices, groups=2, port=port, watch_s=0, access_log=True))
     serve.shutdown()
 
 
@@ -211,6 +213,25 @@ def test_only_loopback_is_listened_on(url):
     if not own.startswith("127."):
         with pytest.raises(aiohttp.ClientConnectorError):
             asyncio.run(status(own))
+
+
+def test_the_access_log_is_among_the_logs_of_ray(client):
+    client.search("a ring that nobody else asks for", k=1)
+    with pytest.raises(QueryError):
+        client.picture("drawings", 4711)
+    deadline = time.monotonic() + 5
+    while len(lines := logged("/images/drawings/4711")) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)  # a line is written after its reply
+    (asked,) = map(json.loads, lines)
+    assert (asked["method"], asked["status"], asked["client"]) == ("GET", 404, "127.0.0.1")
+    assert json.loads(logged("/search")[-1])["status"] == 200
+    assert not logged("nobody else")
+
+
+def logged(what):
+    """Lines of the access log with `what` in them."""
+    said = "".join(path.read_text() for path in logs_folder().glob("worker-*.err"))
+    return [line for line in said.splitlines() if line.startswith("{") and what in line]
 
 
 def test_a_taken_port_is_said(flat_index):
