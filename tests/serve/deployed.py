@@ -1,4 +1,4 @@
-"""A service on the running Ray whose processes are known, so that they can be killed and stopped."""
+"""A service on the running Ray whose processes are known, to be killed and stopped."""
 
 import os
 import signal
@@ -11,8 +11,6 @@ from clipray.serve.app import APP_NAME, build
 from clipray.serve.args import Listen, ServeArgs
 from clipray.serve.local import QUIET
 from tests import processes
-
-CONTROLLER = "ray::ServeController"
 
 
 class Deployed:
@@ -29,54 +27,50 @@ class Deployed:
             self.listen = Listen(port=probe.getsockname()[1])
         self.url = self.listen.url
         self._index = str(index)
-        self._options = options
+        self._options = {}
         serve.start(proxy_location="Disabled", logging_config=QUIET)
-        self.deploy()
+        self.deploy(**options)
 
     def deploy(self, **options):
-        """Deploy it with other options besides, unless it has them."""
+        """Deploy it with these options besides, unless it has them."""
+        if self._options == self._options | options:
+            return
         self._options |= options
         args = ServeArgs(
             index=(self._index,), listen=self.listen, inside="127.0.0.1", **self._options
         )
         serve.run(build(args), name=APP_NAME, route_prefix="/", logging_config=QUIET)
 
-    def pids(self, name):
-        """Of the processes of a deployment, the oldest first."""
-        return [p.pid for p in self._processes(f"ray::ServeReplica:{APP_NAME}:{name}")]
 
-    def controller(self):
-        """Process id of Serve's controller."""
-        return [p.pid for p in self._processes(CONTROLLER)]
-
-    def memory_mb(self, name):
-        """Of the first process of a deployment."""
-        return self._processes(f"ray::ServeReplica:{APP_NAME}:{name}")[0].memory_mb
-
-    def is_whole(self, name, replicas, without=()):
-        """Whether Serve has so many replicas of a deployment, none of them an old one."""
-        pids = self.pids(name)
-        if len(pids) != replicas or set(pids) & set(without):
-            return False
-        states = serve.status().applications[APP_NAME].deployments[name].replica_states
-        return states == {"RUNNING": replicas}
-
-    def _processes(self, title):
-        found = [p for p in processes.offspring(os.getpid()) if p.name.startswith(title)]
-        return sorted(found, key=lambda process: process.pid)
+def replicas(name):
+    """Processes of a deployment on the Ray that this process has started, the oldest first."""
+    return _processes(f"ray::ServeReplica:{APP_NAME}:{name}")
 
 
-def kill(*pids):
-    """End processes without a chance to tidy up."""
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+def controllers():
+    """Processes of Serve's controller, likewise."""
+    return _processes("ray::ServeController")
+
+
+def is_whole(name, count, without=()):
+    """Whether Serve has so many replicas of a deployment, none of which was there before."""
+    pids = [process.pid for process in replicas(name)]
+    if len(pids) != count or any(process.pid in pids for process in without):
+        return False
+    deployment = serve.status().applications[APP_NAME].deployments[name]
+    return deployment.replica_states == {"RUNNING": count}
 
 
 @contextmanager
-def stopped(pid):
+def stopped(process):
     """A process that keeps its connections and does nothing."""
-    os.kill(pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        os.kill(process.pid, signal.SIGCONT)
+
+
+def _processes(title):
+    found = [p for p in processes.offspring(os.getpid()) if p.name.startswith(title)]
+    return sorted(found, key=lambda process: process.pid)

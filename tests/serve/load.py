@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+import aiohttp
+
 from clipray.client import AsyncClient, Found
 from clipray.errors import ClipRayError
 
@@ -94,13 +96,44 @@ class Load:
         return Asked(query, began, time.monotonic() - began, found, error)
 
 
+def median(asked):
+    """Seconds."""
+    return statistics.median(one.seconds for one in asked)
+
+
 def figures(asked):
     """How many, how many failed, and how long they took."""
     took = sorted(one.seconds for one in asked)
     failed = sum(one.error is not None for one in asked)
     partial = sum(one.found is not None and one.found.degraded for one in asked)
-    p50, p99 = statistics.median(took), took[int(0.99 * (len(took) - 1))]
+    p50, p99 = median(asked), took[int(0.99 * (len(took) - 1))]
     return (
         f"{len(asked)} queries, {failed} failed, {partial} degraded, "
         f"p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms, max {1e3 * took[-1]:.0f} ms"
     )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came back over HTTP."""
+
+    status: int
+    retry_after: str | None
+    seconds: float
+
+
+async def flood(url, body, at_once, seconds):
+    """Requests of many clients that never wait; statuses as they come, whatever they are."""
+    answered, ends = [], time.monotonic() + seconds
+
+    async def client(session):
+        while (began := time.monotonic()) < ends:
+            async with session.post(f"{url}/search", data=body) as response:
+                await response.read()
+            again = response.headers.get("Retry-After")
+            answered.append(Answered(response.status, again, time.monotonic() - began))
+
+    connector = aiohttp.TCPConnector(limit=at_once)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*[client(session) for _ in range(at_once)])
+    return answered

@@ -1,13 +1,16 @@
 """The service on a real Ray under load, while its processes are killed, stopped and replaced."""
 
 import asyncio
+import json
 import time
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 from ray import serve
 
-from clipray import cluster
+from clipray.client import AsyncClient
 from clipray.embeddings import Parts
 from clipray.index import Index
 from clipray.index.appending import append_parts
@@ -17,13 +20,16 @@ from clipray.index.shard import Wanted, search_shards
 from clipray.index.workers import Here
 from clipray.manifest import ModelSource
 from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
-from tests.serve.deployed import Deployed, kill, stopped
-from tests.serve.load import Load, figures
+from tests.processes import kill
+from tests.serve.deployed import Deployed, controllers, is_whole, replicas, stopped
+from tests.serve.load import Load, figures, flood, median
 
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("ray_session")]
 
 DIM, K, ROWS, SHARDS = 32, 5, 2000, 4
 QUERIES = np.random.default_rng(5).normal(size=(64, DIM)).astype(np.float32)
+TWO, HEDGED = {"replicas": 2}, {"hedge_s": 0.1}
+CHANGED = {"search": TWO, "line": HEDGED, "verify": False, "decode": "fast"}  # all deployments
 GROUPS = ("ShardGroup-0", "ShardGroup-1")
 WANTED = Wanted(K, columns=("caption",))
 
@@ -42,9 +48,8 @@ def root(tmp_path_factory, encoder, model):
 def embeddings(folder, number, encoder, model):
     """Keys that repeat from number to number, with other vectors."""
     parts = cut_parts(random_halves(ROWS, DIM, seed=number), SHARDS)
-    captions = {
-        at: {"caption": [f"{key} of {number}" for key in keys]} for at, (keys, _) in enumerate(parts)
-    }
+    named = [[f"{key} of {number}" for key in keys] for keys, _ in parts]
+    captions = {at: {"caption": names} for at, names in enumerate(named)}
     of = (encoder.identity, ModelSource(name=str(model)))
     return write_embeddings(folder / f"emb{number}", parts, captions, model=of)
 
@@ -65,6 +70,10 @@ def load(service):
     return made
 
 
+def all_whole(without):
+    return all(is_whole(name, 2, without) for name in GROUPS)
+
+
 def truth(root, shards=range(SHARDS)):
     """What each query finds in some shards."""
     index = Index.open(root)
@@ -76,10 +85,9 @@ def test_a_replica_killed_again_and_again_fails_no_query(service, load, root):
         async with load() as run:
             await run.more(200)
             for _ in range(3):
-                killed = [service.pids(name)[0] for name in GROUPS]  # the others are new
-                kill(*killed)
-                for name in GROUPS:
-                    await run.until(lambda name=name: service.is_whole(name, 2, killed))
+                killed = [replicas(name)[0] for name in GROUPS]  # the others are new
+                kill(killed)
+                await run.until(partial(all_whole, killed))
         return run
 
     run = asyncio.run(main())
@@ -95,9 +103,9 @@ def test_a_group_that_is_gone_is_told_and_comes_back(service, load, root):
     async def main():
         async with load() as run:
             await run.more(200)
-            before, killed = len(run.asked), service.pids("ShardGroup-0")
-            kill(*killed)
-            back = await run.until(lambda: service.is_whole("ShardGroup-0", 2, killed))
+            before, killed = len(run.asked), replicas("ShardGroup-0")
+            kill(killed)
+            back = await run.until(lambda: is_whole("ShardGroup-0", 2, killed))
             await run.more(500)
         return run, before, back
 
@@ -122,9 +130,9 @@ def test_who_wants_all_or_nothing_is_refused_while_a_group_is_gone(service, load
     async def main():
         async with load(allow_partial=False) as run:
             await run.more(200)
-            killed = service.pids("ShardGroup-1")
-            kill(*killed)
-            await run.until(lambda: service.is_whole("ShardGroup-1", 2, killed))
+            killed = replicas("ShardGroup-1")
+            kill(killed)
+            await run.until(lambda: is_whole("ShardGroup-1", 2, killed))
             await run.more(500)
         return run
 
@@ -139,10 +147,9 @@ def test_no_group_at_all_is_never_an_empty_reply(service, load, root):
     async def main():
         async with load() as run:
             await run.more(200)
-            killed = [pid for name in GROUPS for pid in service.pids(name)]
-            kill(*killed)
-            for name in GROUPS:
-                await run.until(lambda name=name: service.is_whole(name, 2, killed))
+            killed = [replica for name in GROUPS for replica in replicas(name)]
+            kill(killed)
+            await run.until(lambda: all_whole(killed))
             await run.more(500)
         return run
 
@@ -160,7 +167,7 @@ def test_a_replica_that_stops_fails_no_query(service, load):
         async with load() as run:
             await run.more(200)
             before = len(run.asked)
-            with stopped(service.pids("ShardGroup-0")[0]):
+            with stopped(replicas("ShardGroup-0")[0]):
                 await asyncio.sleep(8)
             await run.more(200)
         return run, before
@@ -183,10 +190,12 @@ def test_five_versions_go_live_under_load(service, load, root, encoder, model):
                 await asyncio.to_thread(append_parts, IndexFolder(root), parts, Here(root))
                 version = IndexFolder(root).read().version
                 truths[version] = await asyncio.to_thread(truth, root)
-                seen = len(run.asked)
-                await run.until(lambda: any(served(a) == version for a in run.asked[seen:]))
+                await run.until(partial(is_served, run, version))
                 await run.more(200)
         return run, truths
+
+    def is_served(run, version):
+        return any(served(asked) == version for asked in run.asked[-16:])
 
     def served(asked):
         return asked.found and asked.found.version
@@ -201,14 +210,44 @@ def test_five_versions_go_live_under_load(service, load, root, encoder, model):
         assert asked.found.matches == truths[served(asked)][asked.query]
 
 
+def test_an_overload_is_refused_and_over_when_it_ends(service, load):
+    body = json.dumps([{"embedding": query.tolist(), "k": K} for query in QUERIES[:16]])
+
+    async def main():
+        async with load(at_once=8) as run:
+            await run.more(400)
+        usual_s = median(run.asked[100:])
+        warm = await flood(service.url, body, 400, 4)
+        before_mb = replicas("Search")[0].memory_mb
+        answered = warm + await flood(service.url, body, 400, 10)
+        after_mb, ended = replicas("Search")[0].memory_mb, time.monotonic()
+        async with load(at_once=8) as run:
+            await run.until(lambda: recovered(run, usual_s))
+        return answered, after_mb / before_mb - 1, time.monotonic() - ended
+
+    def recovered(run, usual_s):
+        return len(run.asked) > 50 and median(run.asked[-50:]) < 1.5 * usual_s + 0.005
+
+    answered, growth, recovered_s = asyncio.run(main())
+    statuses = Counter(one.status for one in answered)
+    slowest = max(one.seconds for one in answered)
+    say(f"400 clients at 64 places: {dict(statuses)}, slowest {slowest:.1f} s,")
+    say(f"memory {growth:+.1%}, recovered in {recovered_s:.1f} s")
+    assert statuses.keys() <= {200, 429, 503}
+    assert min(statuses[200], statuses[429]) > 0
+    assert all(one.retry_after for one in answered if one.status != 200)
+    assert growth < 0.1
+    assert recovered_s < 5
+
+
 def test_the_only_ingress_comes_back_by_itself(service, load):
     async def main():
         async with load(retries=60) as run:
             await run.more(200)
             before = len(run.asked)
-            killed = service.pids("Search")
-            kill(*killed)
-            back = await run.until(lambda: service.is_whole("Search", 1, killed))
+            killed = replicas("Search")
+            kill(killed)
+            back = await run.until(lambda: is_whole("Search", 1, killed))
             await run.more(500)
         return run, before, back
 
@@ -222,13 +261,13 @@ def test_queries_go_on_without_the_controller(service, load):
     async def main():
         async with load() as run:
             await run.more(200)
-            killed = service.controller()
-            kill(*killed)
-            back = await run.until(lambda: set(service.controller()) - set(killed))
+            (killed,) = controllers()
+            kill([killed])
+            back = await run.until(lambda: any(c.pid != killed.pid for c in controllers()))
             await run.more(500)
-            replicas = service.pids("ShardGroup-0")
-            kill(replicas[0])
-            mended = await run.until(lambda: service.is_whole("ShardGroup-0", 2, replicas[:1]))
+            one = replicas("ShardGroup-0")[:1]
+            kill(one)
+            mended = await run.until(lambda: is_whole("ShardGroup-0", 2, one))
         return run, back, mended
 
     run, back, mended = asyncio.run(main())
@@ -237,30 +276,47 @@ def test_queries_go_on_without_the_controller(service, load):
     assert not run.degraded
 
 
+def test_a_text_waits_for_an_encoder_that_is_replaced_and_a_vector_does_not(service, load):
+    async def main():
+        async with load() as run, AsyncClient(service.url, retries=0) as client:
+            await client.search("before")
+            kill(replicas("Encoder"))
+            found = [client.search(text) for text in ("a ring", "a cross")]
+            began = time.monotonic()
+            found = await asyncio.gather(*found)
+            return run, found, time.monotonic() - began
+
+    run, found, waited = asyncio.run(main())
+    say(f"encoder killed, texts waited {waited:.1f} s, vectors meanwhile:", run.figures())
+    assert [len(one.matches) for one in found] == [10, 10]
+    assert not run.errors
+    assert max(asked.seconds for asked in run.asked) < 1
+
+
 def test_a_redeployment_fails_no_query(service, load):
     async def main():
         async with load(retries=5) as run:
             await run.more(200)
-            killed = service.pids("Search")
-            changed = {"text_cache": 100, "search": {"replicas": 2}, "line": {"hedge_s": 0.1}}
-            await asyncio.to_thread(service.deploy, **changed)
-            took = await run.until(lambda: service.is_whole("Search", 2, killed))
+            old = replicas("Search")
+            await asyncio.to_thread(service.deploy, **CHANGED)
+            await run.until(lambda: is_whole("Search", 2, old))
             await run.more(500)
-        return run, took
+        return run
 
-    run, took = asyncio.run(main())
-    say("redeployed:", run.figures(), took)
-    say(*run.degraded[:2], *run.degraded[-2:])
+    run = asyncio.run(main())
+    say("redeployed:", run.figures())
     assert not run.errors
     assert not run.degraded
 
 
 def test_a_hedge_hides_a_replica_that_stops(service, load):
+    service.deploy(line=HEDGED)
+
     async def main():
         async with load() as run:
             await run.more(200)
             before = len(run.asked)
-            with stopped(service.pids("ShardGroup-0")[0]):
+            with stopped(replicas("ShardGroup-0")[0]):
                 await asyncio.sleep(5)
             await run.more(200)
         return run, before
@@ -273,12 +329,14 @@ def test_a_hedge_hides_a_replica_that_stops(service, load):
 
 
 def test_one_of_two_ingresses_is_not_missed(service, load):
+    service.deploy(search=TWO)
+
     async def main():
         async with load(retries=5) as run:
             await run.more(200)
-            before, killed = len(run.asked), service.pids("Search")[:1]
-            kill(*killed)
-            await run.until(lambda: service.is_whole("Search", 2, killed))
+            before, killed = len(run.asked), replicas("Search")[:1]
+            kill(killed)
+            await run.until(lambda: is_whole("Search", 2, killed))
             await run.more(500)
         return run, before
 
