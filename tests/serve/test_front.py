@@ -78,7 +78,7 @@ def test_other_machines_are_let_in_only_with_a_key_or_on_purpose(monkeypatch):
         start(config)
     for key, public in (("", True), ("a-key-of-sixteen-or-more", False)):
         monkeypatch.setenv("CLIPRAY_READ_KEYS", key)
-        with pytest.raises(Exception, match="nowhere|Ray has not"):  # what comes next
+        with pytest.raises(Exception, match=r"nowhere|Ray has not"):  # what comes next
             start(config.model_copy(update={"public": public}))
 
 
