@@ -15,7 +15,7 @@ demo: venv
 	$(BIN)/clipray demo
 
 test: venv lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # half of the time is waiting for Ray to start
 
 lint: venv
 	$(BIN)/ruff check .

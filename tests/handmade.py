@@ -99,7 +99,7 @@ def build_index(root, embeddings, method=FLAT, shards=1, modality=None, **option
     return made
 
 
-def write_embeddings(root, parts, columns=None, texts=None):
+def write_embeddings(root, parts, columns=None, texts=None, model=None):
     """Parts as (keys, float16 vectors).
 
     Args:
@@ -107,11 +107,12 @@ def write_embeddings(root, parts, columns=None, texts=None):
         parts: images, or texts where `texts` are there as well.
         columns: by part, metadata beside the keys.
         texts: float16 vectors of the other tower, for each part.
+        model: identity and source of the one they are said to be of.
     """
     folder = EmbeddingsFolder(root)
     dim = parts[0][1].shape[1]
-    identity = ModelIdentity(name="none", dim=dim, weights="w", preprocess="p", tokenizer="t")
-    source = ModelSource(name="none")
+    none = ModelIdentity(name="none", dim=dim, weights="w", preprocess="p", tokenizer="t")
+    identity, source = model or (none, ModelSource(name="none"))
     settings = EmbeddingSettings(modality="image" if texts is None else "both")
     write_json(
         folder.manifest, EmbeddingsManifest(model=identity, source=source, settings=settings)

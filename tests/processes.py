@@ -38,6 +38,12 @@ def children(parent):
     return _live(1, parent)
 
 
+def offspring(parent):
+    """Live processes that a process has started, or that those have, and so on."""
+    started = children(parent)
+    return started + [below for process in started for below in offspring(process.pid)]
+
+
 def reap(session):
     """What a killed driver leaves ends by itself; do not wait for it."""
     kill(of_session(session))

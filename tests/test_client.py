@@ -233,7 +233,6 @@ def test_a_wait_for_which_the_time_does_not_suffice_is_not_begun(client, service
     ("told", "seconds"),
     [
         ("120", 120),
-        (formatdate(time.time() + 3600, usegmt=True), 3600),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
         ("soon", 0),
         ("-1", 0),
@@ -241,11 +240,16 @@ def test_a_wait_for_which_the_time_does_not_suffice_is_not_begun(client, service
         ("", 0),
         (None, 0),
     ],
-    ids=["seconds", "date", "past", "word", "negative", "float", "empty", "none"],
+    ids=["seconds", "past", "word", "negative", "float", "empty", "none"],
 )
-def test_a_wait_is_told_in_seconds_or_as_a_date(told, seconds):
+def test_a_wait_is_told_in_seconds(told, seconds):
+    assert Reply("http://x", 429, "", b"", retry_after=told).wait_s == seconds
+
+
+def test_a_wait_is_told_as_a_date():
+    told = formatdate(time.time() + 3600, usegmt=True)
     reply = Reply("http://x", 429, "", b"", retry_after=told)
-    assert reply.wait_s == pytest.approx(seconds, abs=60 if seconds > 200 else 0)
+    assert reply.wait_s == pytest.approx(3600, abs=60)
 
 
 def test_all_tries_together_end_in_time(service):
@@ -273,7 +277,7 @@ def test_connections_are_used_again(client, service):
 
 
 def test_the_key_goes_to_the_service_and_nowhere_else(service, monkeypatch, caplog):
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", "clipray")
     monkeypatch.setenv("CLIPRAY_KEY", "from-outside")
     service.script.append(resets)
     for key in ("secret-1", None, ""):

@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve import Application
 
 from clipray import nodes, uri
+from clipray.encoder_options import EncoderOptions
 from clipray.errors import ConfigError
 from clipray.exported import stated_identity
 from clipray.index.store import read
@@ -46,10 +47,11 @@ def build(args: ServeArgs) -> Application:
     catalog = open_catalog(args)
     specs = plan_groups(catalog.folders, args.groups)
     encoder = _deployment("Encoder", args.encoder, 64, num_gpus=args.gpus)
+    how = EncoderOptions(**args.model_dump(include=set(EncoderOptions.model_fields)))
     ingress = _deployment("Search", args.search, 512, **_home(specs, args))
     application: Application = ingress(Search).bind(
         catalog,
-        encoder(ENCODER).bind(catalog.source, catalog.model, args, args.inside),
+        encoder(ENCODER).bind(catalog.source, catalog.model, how, args.inside),
         [_group(spec, catalog.folders, args) for spec in specs],
         specs,
         raters=Raters.open(args, catalog.model.dim),

@@ -5,38 +5,52 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
 from clipray.serve.catalog import ServedFolder
 from clipray.serve.holding import Told
-from clipray.serve.line import Send
-from clipray.serve.switch import Opener
+from clipray.serve.line import Line, LineOptions, Send
 from clipray.serve.wire import Address, Channel
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 10.0  # between looks for replicas that came or went
 SOON_S = 0.5  # after one was lost
+MENDING_S = 30.0  # that Serve may need for another one
 ANSWER_S = 5.0
+LATE_S = 0.5
 
 Handle = DeploymentHandle[Any]
+Addresses = Callable[[], Awaitable[Sequence[Address | BaseException]]]
 
 
 class Direct:
     """Calls the replica that has the least to do, straight; through Serve where none is known.
 
     Args:
-        addresses: asks all replicas where they listen.
+        addresses: asks all replicas where they listen; an exception for one that does not say.
         through_serve: how else a replica is called.
+        empty_s: how long that may take when all replicas have been lost; by default as long as the
+            caller waits.
+        late_s: a replica that has left a call unanswered for longer is called last.
     """
 
     def __init__(
-        self, addresses: Callable[[], Awaitable[Sequence[Address]]], through_serve: Send
+        self,
+        addresses: Addresses,
+        through_serve: Send,
+        *,
+        empty_s: float | None = None,
+        late_s: float = LATE_S,
     ) -> None:
         self._addresses = addresses
         self._through_serve = through_serve
+        self._empty_s, self._late_s = empty_s, late_s
         self._channels: dict[Address, Channel] = {}
+        self._met = False  # whether a replica was known once
         self._lost = asyncio.Event()
+        self._hurry_until = 0.0
         self._watching = asyncio.ensure_future(self._watch())
 
     async def __call__(self, method: str, *arguments: Any) -> Any:
@@ -44,28 +58,34 @@ class Direct:
 
         Raises:
             ConnectionError: it has gone meanwhile.
+            TimeoutError: there is none.
             Exception: what its method raised.
         """
         standing = [channel for channel in self._channels.values() if channel.open]
         if len(standing) < len(self._channels):
             self._lost.set()
-        if not standing:
+        if standing:
+            return await min(standing, key=self._burden).call(method, *arguments)
+        async with asyncio.timeout(self._empty_s if self._met else None):
             return await self._through_serve(method, *arguments)
-        return await min(standing, key=lambda channel: len(channel.waiting)).call(
-            method, *arguments
-        )
+
+    def _burden(self, channel: Channel) -> tuple[bool, int]:
+        """A replica that is stopped, or gone without a word, looks as if it had little to do."""
+        return channel.is_late(self._late_s), len(channel.unanswered)
 
     async def _watch(self) -> None:
         """Know the replicas that there are, for ever."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 await self._look()
             except Exception as error:  # noqa: BLE001  calls go through Serve until then
                 log.debug("no addresses: %r", error)
-            known = bool(self._channels)
+            hurry = not self._channels or loop.time() < self._hurry_until
             try:
-                async with asyncio.timeout(LOOK_S if known else SOON_S):
+                async with asyncio.timeout(SOON_S if hurry else LOOK_S):
                     await self._lost.wait()
+                self._hurry_until = loop.time() + MENDING_S
                 await asyncio.sleep(SOON_S)  # Serve has to notice as well
             except TimeoutError:
                 pass
@@ -73,14 +93,20 @@ class Direct:
 
     async def _look(self) -> None:
         async with asyncio.timeout(ANSWER_S):
-            addresses = set(await self._addresses())
-        for address in set(self._channels) - addresses:
-            self._channels.pop(address).close()
-        for address in addresses:
-            channel = self._channels.get(address)
-            if channel is None or not channel.open:
-                self._channels.pop(address, None)
-                self._channels[address] = await Channel.to(address)
+            told = await self._addresses()
+        there = {one for one in told if isinstance(one, Address)}
+        silent = len(there) < len(told)
+        for address, channel in list(self._channels.items()):
+            if not channel.open or (address not in there and not silent):
+                self._channels.pop(address).leave()
+        await asyncio.gather(*[self._connect(one) for one in there - self._channels.keys()])
+
+    async def _connect(self, address: Address) -> None:
+        try:
+            self._channels[address] = await Channel.to(address)
+            self._met = True
+        except (OSError, TimeoutError) as error:
+            log.debug("%s port %d: %r", address.host, address.port, error)
 
 
 def sender(handle: Handle) -> Send:
@@ -96,21 +122,58 @@ def sender(handle: Handle) -> Send:
     return send
 
 
-def direct(handle: Handle) -> Direct:
-    """Calls of the replicas of a deployment that has a method `address`."""
+def direct(handle: Handle, options: LineOptions) -> Direct:
+    """Calls of the replicas of a deployment that has a method `address`, for a line with options.
 
-    async def addresses() -> Sequence[Address]:
+    All may be lost, which takes Serve seconds to mend: most of a deadline would be waited for
+    nothing. And a hedge must find the first replica late.
+    """
+
+    async def addresses() -> Sequence[Address | BaseException]:
+        told: list[Address | BaseException]
         told = await handle.broadcast("address").results_async(return_exceptions=True)
-        return [address for address in told if isinstance(address, Address)]
-
-    return Direct(addresses, sender(handle))
-
-
-def opener(handle: Handle) -> Opener:
-    """Has all replicas open a version."""
-
-    async def opened(folder: ServedFolder) -> Sequence[Told]:
-        told: list[Told] = await handle.broadcast("open", folder).results_async()
         return told
 
-    return opened
+    late_s = LATE_S if options.hedge_s is None else min(LATE_S, options.hedge_s / 2)
+    return Direct(addresses, sender(handle), empty_s=2 * options.patience_s, late_s=late_s)
+
+
+def line_to(handle: Handle, name: str, options: LineOptions, *, scaled: bool) -> Line:
+    """The line to a deployment.
+
+    Args:
+        handle: of the deployment.
+        name: for messages.
+        options: how long is waited.
+        scaled: whether Serve scales it, which it does by the calls that go through it.
+    """
+    return Line(name, sender(handle) if scaled else direct(handle, options), options)
+
+
+class Opener:
+    """Has all replicas of a group open versions, through Serve, which knows them all.
+
+    A replica that dies meanwhile is not waited for: the next one opens the newest version.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    async def open(self, folder: ServedFolder) -> Sequence[Told]:
+        """What each says of a version."""
+        return await self._all("open", folder)
+
+    async def retire(self, slot: str, version: int) -> None:
+        """Have them let go of earlier versions after a while."""
+        await self._all("retire", slot, version)
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        response = self._handle.broadcast(method, *arguments)
+        told = await response.results_async(return_exceptions=True)
+        answers = [one for one in told if not isinstance(one, BaseException)]
+        for error in told:
+            if isinstance(error, BaseException) and not (
+                answers and isinstance(error, RayActorError)
+            ):
+                raise error
+        return answers

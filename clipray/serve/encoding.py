@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +37,20 @@ class EncoderReplica:
         options: EncoderOptions,
         inside: str | None = None,
     ) -> None:
-        self._encoder = open_encoder(source, options)
-        expected.require(self._encoder.identity, "the model of the service")
         host = inside or nodes.own_address()
         self._exchange = Exchange(self, ("encode_texts", "encode_images"), host)
+        self._encoder = open_encoder(source, options)
+        expected.require(self._encoder.identity, "the model of the service")
         self._running = asyncio.Lock()  # two batches at once would only take turns
         # The first call of a tower is slow; an exported model may have one of the two alone.
         with suppress(ModelError):
             self._encoder.encode_texts(["a"])
         with suppress(ModelError):
             self._encoder.encode_images(probe.drawn_pictures(1, self._encoder.pixels))
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Ray calls and awaits this before it ends the process."""
+        return self._exchange.leave()
 
     async def address(self) -> Address:
         """Where it listens for the ingress."""

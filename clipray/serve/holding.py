@@ -115,7 +115,8 @@ class Holding:
     def keep(self, slot: str, version: int) -> None:
         """Let go of all versions of a folder but this one and later ones."""
         with self._opening:
-            self._held[slot] = [held for held in self._held[slot] if held.version >= version]
+            held = self._held.get(slot, ())
+            self._held[slot] = [one for one in held if one.version >= version]
 
     def search(self, job: Job) -> Part:
         """Answer the queries of a job.

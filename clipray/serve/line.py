@@ -1,9 +1,12 @@
-"""The line to one group of replicas: deadlines, one retry, an optional hedge, and patience.
+"""The line to one group of replicas: deadlines, repetition, an optional hedge, and patience.
 
 Serve does not repeat a call whose replica died, and waits without end for a replica where there is
-none. A search can be repeated without harm, so here it is, once, on what is left of the time. A
-group that has failed is tried by one call at a time, and briefly, until it answers again; the
-other calls fail at once.
+none. A search can be repeated without harm, so here it is: once where a replica does not answer,
+and several times where calls are lost, for all the replicas that a call meets may be ending.
+
+A group that has failed is tried by one call at a time, and briefly, until it answers again; the
+other calls fail at once. Only the first of these trials is waited for: later ones are made beside
+the calls, or each query of a patient client would wait for a group that is away for long.
 """
 
 import asyncio
@@ -18,13 +21,15 @@ from clipray.errors import ClipRayError, UnavailableError, plain
 
 log = logging.getLogger(__name__)
 
+PAUSES_S = (0.0, 0.05, 0.2, 0.5)  # before a lost call is repeated
+
 Send = Callable[..., Awaitable[Any]]
 
 
 class LineOptions(Config):
     """How long groups are waited for."""
 
-    deadline_s: float = Field(5.0, gt=0, description="seconds for one call, its retry included")
+    deadline_s: float = Field(5.0, gt=0, description="seconds for one call and what repeats it")
     patience_s: float = Field(
         0.5, gt=0, description="seconds for a call to a group that did not answer the last one"
     )
@@ -47,7 +52,8 @@ class Line:
         self.up = True
         self._send = send
         self._options = options
-        self._trying = False  # whether it answers again
+        self._trial: asyncio.Future[Any] | None = None  # whether it answers again
+        self._away = False  # for longer than one trial
         self._usual_s = 0.0
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -55,47 +61,52 @@ class Line:
 
         Raises:
             UnavailableError: no replica answered in time.
-            ClipRayError: the error of the method, which no retry mends.
+            ClipRayError: the error of the method, which no repetition mends.
         """
         if self.up:
             return await self._timed(self._options.deadline_s, method, arguments)
-        if self._trying:
-            raise UnavailableError(f"{self.name} does not answer")
-        self._trying = True
-        patience_s = max(self._options.patience_s, 3 * self._usual_s)
-        try:
-            return await self._timed(min(patience_s, self._options.deadline_s), method, arguments)
-        finally:
-            self._trying = False
+        if self._trial is None or self._trial.done():
+            patience_s = max(self._options.patience_s, 3 * self._usual_s)
+            seconds = min(patience_s, self._options.deadline_s)
+            self._trial = asyncio.ensure_future(self._timed(seconds, method, arguments))
+            self._trial.add_done_callback(_seen)
+            if not self._away:
+                return await asyncio.shield(self._trial)
+        raise UnavailableError(f"{self.name} does not answer")
 
     async def _timed(self, seconds: float, method: str, arguments: tuple[Any, ...]) -> Any:
         began = asyncio.get_running_loop().time()
         try:
-            answer = await self._tried_twice(began + seconds, method, arguments)
+            answer = await self._repeated(began + seconds, method, arguments)
         except ClipRayError:
-            self.up = True
+            self._answers()
             raise
         except Exception as error:
             self._failed(error)
             raise UnavailableError(f"{self.name} does not answer") from error
         self._usual_s = asyncio.get_running_loop().time() - began
-        self.up = True
+        self._answers()
         return answer
 
-    async def _tried_twice(self, until: float, method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _repeated(self, until: float, method: str, arguments: tuple[Any, ...]) -> Any:
         now = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout_at(now + (until - now) / 2):
-                return await self._hedged(method, arguments)
-        except Exception as error:  # noqa: BLE001  as above
-            if isinstance(plain(error), ClipRayError):
-                raise plain(error) from None
-            log.debug("%s: again after %r", self.name, error)
-        try:
-            async with asyncio.timeout_at(until):
-                return await self._send(method, *arguments)
-        except Exception as error:  # noqa: BLE001  as above
-            raise plain(error) from None
+        limit, pauses = now + (until - now) / 2, iter(PAUSES_S)
+        while True:
+            try:
+                async with asyncio.timeout_at(limit):
+                    return await self._hedged(method, arguments)
+            except TimeoutError:
+                if limit == until:
+                    raise
+                limit = until
+            except Exception as error:
+                if isinstance(plain(error), ClipRayError):
+                    raise plain(error) from None
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
+                log.debug("%s: again after %r", self.name, error)
+                await asyncio.sleep(pause_s)
 
     async def _hedged(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """The first answer of two replicas, the second being asked only after a while."""
@@ -113,7 +124,17 @@ class Line:
             for call in calls:
                 call.cancel()
 
+    def _answers(self) -> None:
+        self.up, self._away = True, False
+
     def _failed(self, error: BaseException) -> None:
         if self.up:
             log.warning("%s does not answer: %r", self.name, error)
+        self._away = not self.up
         self.up = False
+
+
+def _seen(trial: asyncio.Future[Any]) -> None:
+    """Nobody need wait for a trial, so nobody misses its error."""
+    if not trial.cancelled():
+        trial.exception()

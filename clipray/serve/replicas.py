@@ -6,7 +6,8 @@ Neither torch nor a model is imported here.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
@@ -23,7 +24,7 @@ from clipray.serve.wire import Address, Exchange
 
 log = logging.getLogger(__name__)
 
-LINGER_S = 30.0  # how long a version stays open after a later one was opened
+LINGER_S = 30.0  # how long a version stays open after a later one is served
 
 Vectors = NDArray[np.float32]
 
@@ -49,23 +50,32 @@ class ShardGroup:
         verify: bool,
         inside: str | None = None,
     ) -> None:
+        host = inside or nodes.own_address()
+        self._exchange = Exchange(self, ("search", "find", "rows"), host)
+        # Opening takes long and waits for other openings; it must not take the threads of searches.
+        self._upkeep = ThreadPoolExecutor(1, "upkeep")
         faiss.omp_set_num_threads(threads)
         self._holding = Holding(spec.shards, nodes.local_root, verify=verify)
         for folder in folders:
             self._holding.open(_newest(folder))
-        host = inside or nodes.own_address()
-        self._exchange = Exchange(self, ("search", "find", "rows"), host)
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Ray calls and awaits this before it ends the process."""
+        return self._exchange.leave()
 
     async def address(self) -> Address:
         """Where it listens for the ingress."""
         return await self._exchange.address()
 
     async def open(self, folder: ServedFolder) -> Told:
-        """Open a version beside what is open, and let go of earlier ones after a while."""
-        told = await asyncio.to_thread(self._holding.open, folder)
+        """Open a version beside what is open."""
         loop = asyncio.get_running_loop()
-        loop.call_later(LINGER_S, self._holding.keep, folder.slot, folder.version)
-        return told
+        return await loop.run_in_executor(self._upkeep, self._holding.open, folder)
+
+    async def retire(self, slot: str, version: int) -> None:
+        """Let go of what is older than a version after a while, when no query needs it any more."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(LINGER_S, self._upkeep.submit, self._holding.keep, slot, version)
 
     async def search(self, jobs: Sequence[Job]) -> list[Part | ClipRayError]:
         """Answer several jobs; one that fails does not touch the others."""
@@ -84,6 +94,9 @@ class ShardGroup:
             return self._holding.search(job)
         except ClipRayError as error:
             return error
+        except Exception as error:
+            log.exception("%s: a search failed", job.slot)
+            return ClipRayError(f"{job.slot}: a search failed ({error!r})")
 
 
 def _newest(folder: ServedFolder) -> ServedFolder:

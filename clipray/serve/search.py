@@ -23,7 +23,7 @@ from clipray.matches import Coverage
 from clipray.query import MAX_K, Query, Term
 from clipray.serve.access import to_stderr
 from clipray.serve.args import ServeArgs
-from clipray.serve.calls import Handle, direct, opener, sender
+from clipray.serve.calls import Handle, Opener, line_to
 from clipray.serve.catalog import Catalog, Reply, ServedFolder
 from clipray.serve.fanout import Answer, Ask, Fanout
 from clipray.serve.fetch import fetch_image
@@ -32,7 +32,7 @@ from clipray.serve.groups import GroupSpec
 from clipray.serve.guard import guarded
 from clipray.serve.http import http_app
 from clipray.serve.keys import Keys
-from clipray.serve.line import Line, LineOptions
+from clipray.serve.line import LineOptions
 from clipray.serve.meter import Meter, Stage
 from clipray.serve.pictures import Pictures
 from clipray.serve.raters import Raters
@@ -43,7 +43,6 @@ from clipray.serve.terms import Terms
 log = logging.getLogger(__name__)
 
 TRIES = 3  # of a query whose version is gone over meanwhile
-SOON_S = 1.0
 FETCHES = 8  # of image addresses at once
 ENCODE_S = 30.0  # a batch on a CPU takes seconds
 
@@ -79,25 +78,25 @@ class Search:
         self.meter = Meter()
         self._fetching = asyncio.Semaphore(FETCHES)
         self._fetch_options = args
+        self._deadline_s = args.line.deadline_s
         Relay(self.meter).start()
         if args.access_log:
             to_stderr()
-        # Serve scales by the calls that go through it.
-        to_group = sender if args.shards.is_scaled else direct
-        to_encoder = sender if args.encoder.is_scaled else direct
-        named = zip(specs, groups, strict=True)
-        self._lines = [Line(spec.name, to_group(group), args.line) for spec, group in named]
+        self._lines = [
+            line_to(group, spec.name, args.line, scaled=args.shards.is_scaled)
+            for spec, group in zip(specs, groups, strict=True)
+        ]
         self._fanout = Fanout(self._lines, specs, lambda count: self.meter.batch("queries", count))
         patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
         self._terms = Terms(
-            Line("Encoder", to_encoder(encoder), patient),
+            line_to(encoder, "Encoder", patient, scaled=args.encoder.is_scaled),
             catalog.model.dim,
             self._fetch,
             args.text_cache,
             self.meter,
         )
         self._pictures = Pictures(self._rows)
-        openers = [opener(group) for group in groups]
+        openers = [Opener(group) for group in groups]
         self._switch = Switch(catalog, list(zip(specs, openers, strict=True)), self.meter)
         local = args.listen is not None and args.listen.is_local
         self._app = guarded(http_app(self, raters), args, keys, local=local)
@@ -172,8 +171,8 @@ class Search:
         """Have all ingress replicas go over to the newest versions; says what is served then."""
         context = serve.get_replica_context()
         ingress = serve.get_deployment_handle(context.deployment, context.app_name)
-        found = await ingress.broadcast("look").results_async()
-        return dict(next(iter(found)))
+        await ingress.broadcast("look").results_async(return_exceptions=True)  # one may be dying
+        return await self.look()
 
     async def look(self) -> dict[str, Any]:
         """Go over to the newest versions in this replica."""
@@ -184,10 +183,7 @@ class Search:
         }
 
     async def _watch(self, every_s: float) -> None:
-        await self._switch.look(again=True)  # replicas tell the columns
-        while self._switch.failures:  # they may not be there yet
-            await asyncio.sleep(SOON_S)
-            await self._switch.look(again=True)
+        await self._switch.begin()  # replicas tell the columns
         if every_s:
             await self._switch.watch(every_s)
 
@@ -254,8 +250,16 @@ class Search:
                 return await work()
             except StaleError as error:
                 log.info("%s", error)
-                await self._switch.look(again=True)
+                await self._catch_up()
         raise UnavailableError("the index changes faster than it can be searched; try again later")
+
+    async def _catch_up(self) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._switch.look(again=True)
+        except TimeoutError:
+            told = "a version of the index is being opened; try again later"
+            raise UnavailableError(told) from None
 
 
 def _wanted(query: Query, folder: ServedFolder) -> Wanted:
@@ -267,7 +271,8 @@ def _wanted(query: Query, folder: ServedFolder) -> Wanted:
 
 
 def _require_enough(coverage: Coverage, query: Query) -> None:
-    if coverage.shards_ok == 0 or (coverage.degraded and not query.allow_partial):
+    nothing = coverage.degraded and coverage.rows_searched == 0
+    if nothing or (coverage.degraded and not query.allow_partial):
         answered = f"{coverage.shards_ok} of {coverage.shards_total} shards answered"
         raise UnavailableError(f"{answered}; try again later")
 

@@ -12,7 +12,8 @@ from clipray.serve.meter import Meter
 from clipray.serve.replicas import ShardGroup
 from clipray.serve.switch import Switch
 
-QUICK = LineOptions(deadline_s=0.4, patience_s=0.05)
+PATIENT = LineOptions()
+QUICK = LineOptions(deadline_s=0.8, patience_s=0.05)
 
 
 class Group:
@@ -41,11 +42,15 @@ class Group:
     async def open(self, folder):
         return [await replica.open(folder) for replica in self.replicas]
 
+    async def retire(self, slot, version):
+        for replica in self.replicas:
+            await replica.retire(slot, version)
+
 
 class Groups:
     """All groups over some index folders, by name."""
 
-    def __init__(self, roots, groups=2, replicas=1, options=QUICK) -> None:
+    def __init__(self, roots, groups=2, replicas=1, options=PATIENT) -> None:
         found = {name: read(root) for name, root in roots.items()}
         folders = [ServedFolder.of(name, roots[name], found[name]) for name in roots]
         first = found[next(iter(roots))]
@@ -60,8 +65,7 @@ class Groups:
         self.fanout = Fanout(self.lines, self.specs, self.batches.append)
 
     def switch(self):
-        openers = [group.open for group in self.groups]
-        return Switch(self.catalog, list(zip(self.specs, openers, strict=True)), Meter())
+        return Switch(self.catalog, list(zip(self.specs, self.groups, strict=True)), Meter())
 
 
 def truths(root, queries, k):

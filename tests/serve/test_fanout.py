@@ -16,7 +16,7 @@ from clipray.index.reader import unit_queries
 from clipray.index.shard import Wanted
 from clipray.serve.fanout import Ask
 from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
-from tests.serve.inprocess import Groups
+from tests.serve.inprocess import QUICK, Groups
 
 ROWS, SHARDS, DIM = 300, 5, 16
 WANTED = Wanted(10, columns=("caption",))
@@ -98,7 +98,7 @@ def test_queries_that_wait_together_cost_one_call_a_group(root):
 
 def test_a_group_that_is_away_is_missing_from_the_coverage(root):
     async def main():
-        service = Groups({"a": root}, 2)
+        service = Groups({"a": root}, 2, options=QUICK)
         service.groups[1].down = {0}
         began = time.perf_counter()
         (first,) = await ask_all(service, queries(1))
@@ -106,6 +106,8 @@ def test_a_group_that_is_away_is_missing_from_the_coverage(root):
         again = await ask_all(service, queries(200))
         quick = time.perf_counter() - began - slow
         service.groups[1].down.clear()
+        await ask_all(service, queries(1))
+        await asyncio.sleep(0.1)  # a trial is made beside the query
         (healed,) = await ask_all(service, queries(1))
         return first, again, healed, slow, quick
 
@@ -114,8 +116,8 @@ def test_a_group_that_is_away_is_missing_from_the_coverage(root):
     assert first.coverage.rows_searched == 180
     assert first.coverage.rows_total == ROWS
     assert all(answer.coverage.missing == (1, 3) for answer in again)
-    assert slow < 1
-    assert quick < 1  # not a deadline for each
+    assert slow < 2
+    assert quick < 2  # not a deadline for each
     assert not healed.coverage.degraded
 
 

@@ -15,7 +15,6 @@ from clipray.index.reader import unit_queries
 from clipray.index.shard import Wanted
 from clipray.index.workers import Here
 from clipray.serve.fanout import Ask
-from clipray.serve.line import LineOptions
 from tests.handmade import build_index, random_halves, write_embeddings
 from tests.serve.inprocess import Groups, truths
 
@@ -46,7 +45,7 @@ def append(root, number):
 
 def test_five_versions_go_live_under_load(root):
     async def main():
-        service = Groups({"a": root}, 2, replicas=2, options=LineOptions())
+        service = Groups({"a": root}, 2, replicas=2)
         switch = service.switch()
         truth = {1: truths(root, RAW, K)}
         replies, done = [], asyncio.Event()
@@ -94,6 +93,105 @@ def test_a_damaged_version_is_not_gone_over_to_until_it_is_mended(root):
         await switch.look()
         assert switch.catalog.folders[0].version == newest.version
         assert not switch.failures
+
+    asyncio.run(main())
+
+
+def damage(root):
+    """Change one bit of the newest segment; returns its shard's number and what mends it."""
+    newest = IndexFolder(root).read()
+    known = {segment.id for shard in IndexFolder(root).read(1).shards for segment in shard.segments}
+    number, segment = next(
+        (number, segment)
+        for number, shard in enumerate(newest.shards)
+        for segment in shard.segments
+        if segment.id not in known
+    )
+    path = root / "segments" / segment.id / "vectors.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    return number, lambda: path.write_bytes(whole)
+
+
+def test_the_old_version_stays_open_everywhere_while_one_group_cannot_open_the_new_one(
+    root, monkeypatch
+):
+    monkeypatch.setattr("clipray.serve.replicas.LINGER_S", 0.0)
+
+    async def main():
+        service = Groups({"a": root}, 3)
+        switch = service.switch()
+        append(root, 1)
+        _, mend = damage(root)
+        await switch.look()
+        await asyncio.sleep(0.05)  # whoever let go of it has done so
+        ask = Ask(switch.catalog.folders[0], WANTED, QUERIES[0])
+        assert not (await service.fanout.search(ask)).coverage.degraded
+        mend()
+        await switch.look()
+        await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError, match="version 1 is not open here"):
+            await service.fanout.search(ask)
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_begins_with_a_damaged_version_opens_the_served_one_as_well(root):
+    async def main():
+        service = Groups({"a": root}, 3)
+        switch = service.switch()
+        append(root, 1)
+        damage(root)
+        for group in service.groups:
+            group.replicas = [group.make()]
+        ask = Ask(switch.catalog.folders[0], WANTED, QUERIES[0])
+        with pytest.raises(UnavailableError, match="version 1 is not open here"):
+            await service.fanout.search(ask)
+        await switch.look(again=True)
+        assert switch.catalog.folders[0].version == 1
+        assert not (await service.fanout.search(ask)).coverage.degraded
+
+    asyncio.run(main())
+
+
+def test_those_who_wait_for_a_look_share_it(root):
+    async def main():
+        service = Groups({"a": root}, 1)
+        switch, (group,) = service.switch(), service.groups
+        opened, group.opened = group.open, 0
+
+        async def open_slowly(folder):
+            group.opened += 1
+            await asyncio.sleep(0.05)
+            return await opened(folder)
+
+        group.open = open_slowly
+        first = asyncio.ensure_future(switch.look(again=True))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(first, *[switch.look(again=True) for _ in range(50)])
+        assert group.opened == 2  # what they saw may be younger than the first
+
+    asyncio.run(main())
+
+
+def test_groups_that_start_late_are_waited_for(root, monkeypatch):
+    monkeypatch.setattr("clipray.serve.switch.BEGIN_S", 0.01)
+
+    async def main():
+        service = Groups({"a": root}, 2)
+        switch, late = service.switch(), service.groups[1]
+        opened, tries = late.open, []
+
+        async def starting(folder):
+            tries.append(folder)
+            if len(tries) < 3:
+                raise UnavailableError("no replica yet")
+            return await opened(folder)
+
+        late.open = starting
+        await switch.begin()
+        assert len(tries) == 3
+        assert "caption" in switch.catalog.folders[0].columns
 
     asyncio.run(main())
 

@@ -10,10 +10,19 @@ from clipray.serve.calls import Direct
 from clipray.serve.wire import HEADER, SECRET_BYTES, Address, Channel, Exchange
 
 
+class PuzzleError(Exception):
+    """Cannot be unpickled: it is made of two values, and says one."""
+
+    def __init__(self, one, two) -> None:
+        super().__init__(f"{one} {two}")
+
+
 class Replica:
     def __init__(self, name="one"):
         self.name = name
-        self.exchange = Exchange(self, {"double", "refuse", "wait", "who"}, "127.0.0.1")
+        self.exchange = Exchange(
+            self, {"double", "refuse", "wait", "who", "pause", "puzzle"}, "127.0.0.1"
+        )
         self.asked = []
 
     async def double(self, value):
@@ -28,6 +37,13 @@ class Replica:
 
     async def who(self):
         return self.name
+
+    async def pause(self, seconds):
+        await asyncio.sleep(seconds)
+        return self.name
+
+    async def puzzle(self):
+        raise PuzzleError(1, 2)
 
     async def secret(self):
         self.asked.append("secret")
@@ -53,6 +69,18 @@ def test_an_error_of_the_method_is_raised_by_the_call():
         with pytest.raises(AttributeError):
             await channel.call("secret")
         assert not replica.asked
+        channel.close()
+
+    asyncio.run(main())
+
+
+def test_an_error_that_cannot_travel_harms_no_other_call():
+    async def main():
+        channel = await Channel.to(await Replica().exchange.address())
+        other = asyncio.ensure_future(channel.call("pause", 0.05))
+        with pytest.raises(RuntimeError, match="PuzzleError"):
+            await channel.call("puzzle")
+        assert await other == "one"
         channel.close()
 
     asyncio.run(main())
@@ -127,6 +155,74 @@ def test_the_replica_with_the_least_to_do_is_called_and_serve_where_none_is():
             channel.close()
         await asyncio.sleep(0.01)
         assert await direct("who") == "serve"
+
+    asyncio.run(main())
+
+
+async def met(replicas, **options):
+    """A `Direct` that is connected to all of them."""
+
+    async def addresses():
+        return [await replica.exchange.address() for replica in replicas]
+
+    async def through_serve(method, *arguments):
+        return await asyncio.sleep(9)
+
+    direct = Direct(addresses, through_serve, **options)
+    await direct._look()
+    return direct
+
+
+def test_a_replica_that_keeps_callers_waiting_is_called_last_until_it_answers():
+    async def main():
+        direct = await met([Replica("one"), Replica("two")], late_s=0.02)
+        given_up = asyncio.ensure_future(direct("pause", 0.3))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        (slow,) = [channel for channel in direct._channels.values() if channel.unanswered]
+        others = [asyncio.ensure_future(direct("pause", 0.01)) for _ in range(3)]
+        found = {await other for other in others}
+        assert len(found) == 1
+        assert {await direct("who") for _ in range(5)} == found
+        assert not slow.waiting
+        await asyncio.sleep(0.4)
+        assert not slow.unanswered
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_leaves_answers_what_it_was_asked_and_is_asked_no_more():
+    async def main():
+        leaving, staying = Replica("one"), Replica("two")
+        direct = await met([leaving, staying])
+        calls = [asyncio.ensure_future(direct("pause", 0.1)) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        left = asyncio.ensure_future(leaving.exchange.leave())
+        await asyncio.sleep(0.01)
+        assert {await direct("who") for _ in range(5)} == {"two"}
+        assert not left.done()
+        assert sorted(await asyncio.gather(*calls)) == ["one", "one", "two", "two"]
+        await asyncio.wait_for(left, 1)
+        assert leaving.exchange.leave() is None
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_was_never_asked_for_leaves_at_once():
+    async def main():
+        assert Replica().exchange.leave() is None
+
+    asyncio.run(main())
+
+
+def test_serve_is_not_waited_for_long_when_all_replicas_are_lost():
+    async def main():
+        direct = await met([Replica()], empty_s=0.05)
+        for channel in direct._channels.values():
+            channel.close()
+        await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(direct("who"), 5)
 
     asyncio.run(main())
 
