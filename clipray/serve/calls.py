@@ -163,9 +163,9 @@ class Opener:
         """What each says of a version."""
         return await self._all("open", folder)
 
-    async def retire(self, slot: str, version: int) -> None:
+    async def retire(self, place: str, version: int) -> None:
         """Have them let go of earlier versions after a while."""
-        await self._all("retire", slot, version)
+        await self._all("retire", place, version)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         response = self._handle.broadcast(method, *arguments)

@@ -1,6 +1,7 @@
 """What a service holds, and what it replies: values that the ingress and the HTTP API share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,26 @@ class Reply(Config):
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some shards of one version of a folder, as a group is asked for them.
+
+    While a service is deployed anew, groups that were made for another service answer as well: of
+    another number of groups, or with another folder in the same slot.
+
+    Attributes:
+        place: the folder.
+        shards: their numbers.
+    """
+
+    place: str
+    version: int
+    shards: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.place}, version {self.version}"
+
+
 class ServedFolder(Config):
     """One version of one index folder, as it is served.
 
@@ -80,6 +101,15 @@ class ServedFolder(Config):
     def slot(self) -> str:
         """Its name inside the service."""
         return f"{self.name}/{self.modality}"
+
+    @property
+    def place(self) -> str:
+        """Its name among all folders that any service ever had in this slot."""
+        return f"{self.slot} at {self.root}"
+
+    def piece(self, shards: Sequence[int]) -> Piece:
+        """Some of its shards, by number."""
+        return Piece(self.place, self.version, tuple(shards))
 
     @cached_property
     def shard_rows(self) -> tuple[int, ...]:

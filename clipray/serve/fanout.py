@@ -89,9 +89,9 @@ class Fanout:
             UnavailableError: one does not answer.
             StaleError: the version is not open in one of them.
         """
-        slot, version = folder.slot, folder.version
-        lines = [line for line, spec in self._groups if spec.shards(folder)]
-        calls = [line.call(method, slot, version, *arguments) for line in lines]
+        groups = [(line, spec.shards(folder)) for line, spec in self._groups]
+        asked = [(line, folder.piece(shards)) for line, shards in groups if shards]
+        calls = [line.call(method, piece, *arguments) for line, piece in asked]
         return list(await asyncio.gather(*calls))
 
     async def _answer(self, asks: Sequence[Ask]) -> list[Answer | BaseException]:
@@ -118,7 +118,7 @@ class Fanout:
         places = [n for n, batch in enumerate(batches) if spec.shards(batch[0].folder)]
         answers: list[Any] = [None] * len(batches)
         if places:
-            jobs = [_job(batches[place]) for place in places]
+            jobs = [_job(batches[place], spec) for place in places]
             try:
                 parts = await line.call("search", jobs)
             except UnavailableError as error:
@@ -156,7 +156,7 @@ class Fanout:
         return answers
 
 
-def _job(batch: Sequence[Ask]) -> Job:
+def _job(batch: Sequence[Ask], spec: GroupSpec) -> Job:
     folder = batch[0].folder
     queries = np.stack([ask.vector for ask in batch])
-    return Job(folder.slot, folder.version, queries, batch[0].wanted)
+    return Job(folder.piece(spec.shards(folder)), queries, batch[0].wanted)

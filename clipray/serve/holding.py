@@ -19,7 +19,7 @@ from clipray.index.manifest import IndexFolder, ShardRecord
 from clipray.index.shard import Shard, Wanted, search_shards
 from clipray.index.store import opened
 from clipray.matches import Matches
-from clipray.serve.catalog import ServedFolder
+from clipray.serve.catalog import Piece, ServedFolder
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,13 @@ LocalRoot = Callable[[Path], Path]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Queries that one version of one folder answers in the same way.
+    """Queries that some shards answer in the same way.
 
     Attributes:
         queries: (m, dim) float32 unit vectors.
     """
 
-    slot: str
-    version: int
+    piece: Piece
     queries: Vectors
     wanted: Wanted
 
@@ -47,7 +46,7 @@ class Part:
 
     Attributes:
         found: for each query of the job.
-        lost: numbers of its shards that could not be opened.
+        lost: numbers of shards that are not open here.
     """
 
     found: list[Matches]
@@ -105,18 +104,18 @@ class Holding:
     def open(self, folder: ServedFolder) -> Told:
         """Open a version unless it is open; damaged shards are left out, told and tried again."""
         with self._opening:
-            held = self._find(folder.slot, folder.version)
+            held = self._find(folder.place, folder.version)
             if held is None or held.lost:
-                others = [h for h in self._held.get(folder.slot, []) if h is not held]
+                others = [h for h in self._held.get(folder.place, []) if h is not held]
                 held = self._open(folder)
-                self._held[folder.slot] = [*others, held]
+                self._held[folder.place] = [*others, held]
         return held.told
 
-    def keep(self, slot: str, version: int) -> None:
+    def keep(self, place: str, version: int) -> None:
         """Let go of all versions of a folder but this one and later ones."""
         with self._opening:
-            held = self._held.get(slot, ())
-            self._held[slot] = [one for one in held if one.version >= version]
+            held = self._held.get(place, ())
+            self._held[place] = [one for one in held if one.version >= version]
 
     def search(self, job: Job) -> Part:
         """Answer the queries of a job.
@@ -124,31 +123,46 @@ class Holding:
         Raises:
             StaleError: its version is not open here.
         """
-        held = self._require(job.slot, job.version)
-        found = search_shards(list(held.shards.values()), job.queries, job.wanted)
-        return Part(found, tuple(held.lost))
+        shards = self._require(job.piece).shards
+        there = [shards[number] for number in job.piece.shards if number in shards]
+        lost = tuple(number for number in job.piece.shards if number not in shards)
+        return Part(search_shards(there, job.queries, job.wanted), lost)
 
-    def find(self, slot: str, version: int, key: str) -> Vectors | None:
-        """The vector of a key, if it is here."""
-        shards = self._require(slot, version).shards.values()
-        found = (shard.find(key) for shard in shards)
+    def find(self, piece: Piece, key: str) -> Vectors | None:
+        """The vector of a key, if it is here.
+
+        Raises:
+            StaleError: not all of the shards were dealt out to this process.
+        """
+        found = (shard.find(key) for shard in self._whole(piece))
         return next((vector for vector in found if vector is not None), None)
 
-    def rows(self, slot: str, version: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Id, key and all columns of the rows that are here, by id."""
-        shards = self._require(slot, version).shards.values()
+    def rows(self, piece: Piece, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Id, key and all columns of the rows that are here, by id.
+
+        Raises:
+            StaleError: not all of the shards were dealt out to this process.
+        """
+        shards = self._whole(piece)
         found = ((row_id, shard.row(row_id)) for row_id in ids for shard in shards)
         return {row_id: row for row_id, row in found if row is not None}
 
-    def _find(self, slot: str, version: int) -> _Held | None:
-        held = (held for held in self._held.get(slot, []) if held.version == version)
+    def _find(self, place: str, version: int) -> _Held | None:
+        held = (held for held in self._held.get(place, []) if held.version == version)
         return next(held, None)
 
-    def _require(self, slot: str, version: int) -> _Held:
-        held = self._find(slot, version)
+    def _require(self, piece: Piece) -> _Held:
+        held = self._find(piece.place, piece.version)
         if held is None:
-            raise StaleError(f"{slot}: version {version} is not open here")
+            raise StaleError(f"{piece} is not open here")
         return held
+
+    def _whole(self, piece: Piece) -> list[Shard]:
+        """The open ones of the shards, which must be this process's."""
+        held = self._require(piece)
+        if elsewhere := set(piece.shards) - held.shards.keys() - held.lost.keys():
+            raise StaleError(f"{piece}: shards {sorted(elsewhere)} are not here")
+        return [held.shards[number] for number in piece.shards if number in held.shards]
 
     def _open(self, folder: ServedFolder) -> _Held:
         shards: dict[int, Shard] = {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipray import nodes
 from clipray.errors import ClipRayError
 from clipray.index.store import read
-from clipray.serve.catalog import ServedFolder
+from clipray.serve.catalog import Piece, ServedFolder
 from clipray.serve.groups import GroupSpec
 from clipray.serve.holding import Holding, Job, Part, Told
 from clipray.serve.wire import Address, Exchange
@@ -72,22 +72,22 @@ class ShardGroup:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._upkeep, self._holding.open, folder)
 
-    async def retire(self, slot: str, version: int) -> None:
+    async def retire(self, place: str, version: int) -> None:
         """Let go of what is older than a version after a while, when no query needs it any more."""
         loop = asyncio.get_running_loop()
-        loop.call_later(LINGER_S, self._upkeep.submit, self._holding.keep, slot, version)
+        loop.call_later(LINGER_S, self._upkeep.submit, self._holding.keep, place, version)
 
     async def search(self, jobs: Sequence[Job]) -> list[Part | ClipRayError]:
         """Answer several jobs; one that fails does not touch the others."""
         return await asyncio.to_thread(lambda: [self._answer(job) for job in jobs])
 
-    async def find(self, slot: str, version: int, key: str) -> Vectors | None:
+    async def find(self, piece: Piece, key: str) -> Vectors | None:
         """The vector of a key, if it is here."""
-        return self._holding.find(slot, version, key)
+        return self._holding.find(piece, key)
 
-    async def rows(self, slot: str, version: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    async def rows(self, piece: Piece, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Id, key and all columns of the rows that are here, by id."""
-        return self._holding.rows(slot, version, ids)
+        return self._holding.rows(piece, ids)
 
     def _answer(self, job: Job) -> Part | ClipRayError:
         try:
@@ -95,8 +95,8 @@ class ShardGroup:
         except ClipRayError as error:
             return error
         except Exception as error:
-            log.exception("%s: a search failed", job.slot)
-            return ClipRayError(f"{job.slot}: a search failed ({error!r})")
+            log.exception("%s: a search failed", job.piece)
+            return ClipRayError(f"{job.piece}: a search failed ({error!r})")
 
 
 def _newest(folder: ServedFolder) -> ServedFolder:

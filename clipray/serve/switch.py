@@ -32,7 +32,7 @@ class Opener(Protocol):
         """What each says of a version."""
         ...
 
-    async def retire(self, slot: str, version: int, /) -> None:
+    async def retire(self, place: str, version: int, /) -> None:
         """Let go of earlier versions after a while."""
         ...
 
@@ -140,7 +140,7 @@ class Switch:
         """Only now: while a group cannot open a version, all need the one before."""
         try:
             async with asyncio.timeout(RETIRE_S):
-                calls = [one.retire(folder.slot, folder.version) for _, one in self._groups]
+                calls = [one.retire(folder.place, folder.version) for _, one in self._groups]
                 await asyncio.gather(*calls)
         except Exception as error:  # noqa: BLE001  they take memory until the next version
             log.warning("%s: earlier versions stay open: %r", folder.slot, error)

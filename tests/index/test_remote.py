@@ -472,7 +472,9 @@ def hold(spec):
 
 
 def search(holding, folder):
-    return holding.search(Job(folder.slot, folder.version, UNITS, Wanted(20))).found
+    piece = folder.piece(range(len(folder.shards)))
+    part = holding.search(Job(piece, UNITS, Wanted(20)))
+    return part.found
 
 
 def test_a_published_index_is_served_as_a_local_one(folder, store, requests):
@@ -484,7 +486,7 @@ def test_a_published_index_is_served_as_a_local_one(folder, store, requests):
     assert group.open(there).lost == group.open(here).lost == {}
     assert requests[0].count("vectors.npy") == 1  # its shard's
     assert search(group, there) == search(group, here)
-    assert np.array_equal(*[group.find(one.slot, one.version, "s/7") for one in (there, here)])
+    assert np.array_equal(*[group.find(one.piece([0]), "s/7") for one in (there, here)])
     requests[0].clear()
     assert hold(second).open(there).lost == {}
     assert requests[0].count("vectors.npy") == 1
@@ -516,6 +518,6 @@ def test_a_group_says_which_published_shard_is_damaged_and_tries_again(folder, s
     path, remote = a_file(folder, store)
     flip(remote)
     (number,) = group.open(there).lost
-    assert group.search(Job(there.slot, 1, UNITS, Wanted(5))).lost == (number,)
+    assert group.search(Job(there.piece([0, 1]), UNITS, Wanted(5))).lost == (number,)
     remote.write_bytes(path.read_bytes())
     assert group.open(there).lost == {}

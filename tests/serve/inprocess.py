@@ -42,9 +42,9 @@ class Group:
     async def open(self, folder):
         return [await replica.open(folder) for replica in self.replicas]
 
-    async def retire(self, slot, version):
+    async def retire(self, place, version):
         for replica in self.replicas:
-            await replica.retire(slot, version)
+            await replica.retire(place, version)
 
 
 class Groups:

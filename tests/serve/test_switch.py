@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 
 from clipray.embeddings import Parts
-from clipray.errors import UnavailableError
+from clipray.errors import StaleError, UnavailableError
 from clipray.index.appending import append_parts
 from clipray.index.compaction import compact
 from clipray.index.manifest import IndexFolder
 from clipray.index.reader import unit_queries
 from clipray.index.shard import Wanted
 from clipray.index.workers import Here
+from clipray.serve.catalog import ServedFolder
 from clipray.serve.fanout import Ask
 from tests.handmade import build_index, random_halves, write_embeddings
 from tests.serve.inprocess import Groups, truths
@@ -217,7 +218,7 @@ def test_a_replica_that_starts_late_begins_with_the_newest_version(root):
         append(root, 1)
         late = service.groups[0].make()
         manifest = IndexFolder(root).read()
-        rows = await late.rows("a/image", manifest.version, [])
+        rows = await late.rows(ServedFolder.of("a", root, manifest).piece([0, 1, 2]), [])
         assert rows == {}
         service.groups[0].replicas = [late]
         folder = service.catalog.folders[0]  # the ingress has not gone over yet
@@ -257,5 +258,52 @@ def test_a_group_without_a_replica_keeps_the_old_version_until_it_is_back(root):
         await switch.look()
         assert switch.catalog.folders[0].version == 2
         assert switch.catalog.folders[0].columns == ("caption",)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("groups", "dealt", "missing"), [(3, 1, ()), (3, 2, ()), (1, 3, (1, 2)), (2, 3, (2,))]
+)
+def test_groups_that_were_dealt_other_shards_answer_for_those_asked_for(
+    root, groups, dealt, missing
+):
+    """As while a service is deployed anew with another number of groups."""
+
+    async def main():
+        service, made = Groups({"a": root}, groups), Groups({"a": root}, dealt)
+        for old, new in zip(service.groups, made.groups, strict=False):
+            old.replicas = new.replicas
+        (folder,) = service.catalog.folders
+        answer = await service.fanout.search(Ask(folder, Wanted(60), QUERIES[0]))
+        assert answer.coverage.missing == missing
+        assert len(set(answer.matches.ids)) == len(answer.matches.ids)
+        assert len(answer.matches) == answer.coverage.rows_searched
+        keys = ["s/0", "s/1", "s/2", "s/3"]
+        if missing:
+            with pytest.raises(StaleError, match="are not here"):
+                await service.fanout.each(folder, "find", keys[0])
+        else:
+            found = [await service.fanout.each(folder, "find", key) for key in keys]
+            assert all(any(vector is not None for vector in vectors) for vectors in found)
+
+    asyncio.run(main())
+
+
+def test_a_group_over_another_folder_of_the_same_name_is_not_asked(root, tmp_path):
+    """As while a service is deployed anew with an index that was built again elsewhere."""
+    other = tmp_path / "again"
+    build_index(other, embeddings(tmp_path, 7), shards=3)
+
+    async def main():
+        service, made = Groups({"a": root}, 1), Groups({"a": other}, 1)
+        service.groups[0].replicas = made.groups[0].replicas
+        ask = Ask(service.catalog.folders[0], WANTED, QUERIES[0])
+        with pytest.raises(StaleError, match=f"a/image at {root}, version 1 is not open"):
+            await service.fanout.search(ask)
+        await service.switch().look(again=True)
+        assert (await service.fanout.search(ask)).matches == truths(root, RAW[:1], K)[0]
+        ask = Ask(made.catalog.folders[0], WANTED, QUERIES[0])
+        assert (await made.fanout.search(ask)).matches == truths(other, RAW[:1], K)[0]
 
     asyncio.run(main())
