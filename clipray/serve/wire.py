@@ -175,6 +175,7 @@ class Channel:
     def close(self) -> None:
         """End it; calls on their way fail."""
         self._reading.cancel()
+        self._closed()  # for what is cancelled before it began does nothing at its end
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -187,11 +188,14 @@ class Channel:
         except (OSError, EOFError):
             pass  # told to those who wait
         finally:
-            self.open = False
-            self._writer.close()
-            for future in self.waiting.values():
-                if not future.done():
-                    future.set_exception(ConnectionError("the replica has gone"))
+            self._closed()
+
+    def _closed(self) -> None:
+        self.open = False
+        self._writer.close()
+        for future in self.waiting.values():
+            if not future.done():
+                future.set_exception(ConnectionError("the replica has gone"))
 
     def _answered(self, number: int, data: bytes) -> None:
         self.unanswered.pop(number, None)
