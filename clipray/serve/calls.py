@@ -19,7 +19,7 @@ LOOK_S = 10.0  # between looks for replicas that came or went
 SOON_S = 0.5  # after one was lost
 MENDING_S = 30.0  # that Serve may need for another one
 ANSWER_S = 5.0
-LATE_S = 0.5
+LATE_S = 0.5  # with an answer
 
 Handle = DeploymentHandle[Any]
 Addresses = Callable[[], Awaitable[Sequence[Address | BaseException]]]
@@ -27,6 +27,8 @@ Addresses = Callable[[], Awaitable[Sequence[Address | BaseException]]]
 
 class Direct:
     """Calls the replica that has the least to do, straight; through Serve where none is known.
+
+    While a replica hangs, none says where it listens, for all are asked together.
 
     Args:
         addresses: asks all replicas where they listen; an exception for one that does not say.
@@ -65,7 +67,10 @@ class Direct:
         if len(standing) < len(self._channels):
             self._lost.set()
         if standing:
-            return await min(standing, key=self._burden).call(method, *arguments)
+            best = min(standing, key=self._burden)
+            if best.is_late(LATE_S):  # Serve may know others, when one that hangs hides them
+                return await self._through_serve(method, *arguments)
+            return await best.call(method, *arguments)
         async with asyncio.timeout(self._empty_s if self._met else None):
             return await self._through_serve(method, *arguments)
 
