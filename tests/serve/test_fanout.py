@@ -132,6 +132,18 @@ def test_one_of_two_replicas_may_die_at_any_time(root):
     assert not any(answer.coverage.degraded for batch in answers for answer in batch)
 
 
+def test_a_search_that_fails_takes_no_group_down(root, monkeypatch):
+    def fail(job):
+        raise RuntimeError("out of luck")
+
+    service = Groups({"a": root}, 2)
+    monkeypatch.setattr(service.groups[1].replicas[0]._holding, "search", fail)
+    (answer,) = asyncio.run(ask_all(service, queries(1)))
+    assert answer.coverage.missing == (1, 3)
+    assert service.lines[1].up
+    assert service.groups[1].calls == 1
+
+
 def test_a_damaged_shard_is_left_out_and_told(root, tmp_path):
     copy = tmp_path / "index"
     parts = cut_parts(random_halves(ROWS, DIM), SHARDS)
