@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 10.0  # between looks for replicas that came or went
 SOON_S = 0.5  # after one was lost
-MENDING_S = 30.0  # that Serve may need for another one
+MENDING_S = 300.0  # that Serve may need for another one
 ANSWER_S = 5.0
 LATE_S = 0.5  # with an answer
 
@@ -50,8 +50,8 @@ class Direct:
         self._through_serve = through_serve
         self._empty_s, self._late_s = empty_s, late_s
         self._channels: dict[Address, Channel] = {}
-        self._met = False  # whether a replica was known once
         self._lost = asyncio.Event()
+        self._most = 0  # replicas that were known at once
         self._hurry_until = 0.0
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -71,7 +71,7 @@ class Direct:
             if best.is_late(LATE_S):  # Serve may know others, when one that hangs hides them
                 return await self._through_serve(method, *arguments)
             return await best.call(method, *arguments)
-        async with asyncio.timeout(self._empty_s if self._met else None):
+        async with asyncio.timeout(self._empty_s if self._most else None):
             return await self._through_serve(method, *arguments)
 
     def _burden(self, channel: Channel) -> tuple[bool, int]:
@@ -86,7 +86,9 @@ class Direct:
                 await self._look()
             except Exception as error:  # noqa: BLE001  calls go through Serve until then
                 log.debug("no addresses: %r", error)
-            hurry = not self._channels or loop.time() < self._hurry_until
+            if loop.time() > self._hurry_until:
+                self._most = len(self._channels)
+            hurry = not self._channels or len(self._channels) < self._most
             try:
                 async with asyncio.timeout(SOON_S if hurry else LOOK_S):
                     await self._lost.wait()
@@ -109,7 +111,7 @@ class Direct:
     async def _connect(self, address: Address) -> None:
         try:
             self._channels[address] = await Channel.to(address)
-            self._met = True
+            self._most = max(self._most, len(self._channels))
         except (OSError, TimeoutError) as error:
             log.debug("%s port %d: %r", address.host, address.port, error)
 
@@ -127,23 +129,23 @@ def sender(handle: Handle) -> Send:
     return send
 
 
-def direct(handle: Handle, options: LineOptions) -> Direct:
-    """Calls of the replicas of a deployment that has a method `address`, for a line with options.
-
-    All may be lost, which takes Serve seconds to mend: most of a deadline would be waited for
-    nothing. And a hedge must find the first replica late.
-    """
+def direct(handle: Handle, options: LineOptions, *, vital: bool) -> Direct:
+    """Calls of the replicas of a deployment that has a method `address`, as `line_to` has it."""
 
     async def addresses() -> Sequence[Address | BaseException]:
         told: list[Address | BaseException]
         told = await handle.broadcast("address").results_async(return_exceptions=True)
         return told
 
+    # A hedge is to find the first replica late.
     late_s = LATE_S if options.hedge_s is None else min(LATE_S, options.hedge_s / 2)
-    return Direct(addresses, sender(handle), empty_s=2 * options.patience_s, late_s=late_s)
+    empty_s = None if vital else 2 * options.patience_s
+    return Direct(addresses, sender(handle), empty_s=empty_s, late_s=late_s)
 
 
-def line_to(handle: Handle, name: str, options: LineOptions, *, scaled: bool) -> Line:
+def line_to(
+    handle: Handle, name: str, options: LineOptions, *, scaled: bool, vital: bool = False
+) -> Line:
     """The line to a deployment.
 
     Args:
@@ -151,8 +153,10 @@ def line_to(handle: Handle, name: str, options: LineOptions, *, scaled: bool) ->
         name: for messages.
         options: how long is waited.
         scaled: whether Serve scales it, which it does by the calls that go through it.
+        vital: whether there is no answer without it; where all replicas are lost, which Serve
+            needs many seconds to mend, another one is then waited for to the deadline.
     """
-    return Line(name, sender(handle) if scaled else direct(handle, options), options)
+    return Line(name, sender(handle) if scaled else direct(handle, options, vital=vital), options)
 
 
 class Opener:

@@ -89,7 +89,7 @@ class Search:
         self._fanout = Fanout(self._lines, specs, lambda count: self.meter.batch("queries", count))
         patient = LineOptions(deadline_s=ENCODE_S, patience_s=args.line.deadline_s)
         self._terms = Terms(
-            line_to(encoder, "Encoder", patient, scaled=args.encoder.is_scaled),
+            line_to(encoder, "Encoder", patient, scaled=args.encoder.is_scaled, vital=True),
             catalog.model.dim,
             self._fetch,
             args.text_cache,
