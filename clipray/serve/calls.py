@@ -63,19 +63,21 @@ class Direct:
             TimeoutError: there is none.
             Exception: what its method raised.
         """
-        standing = [channel for channel in self._channels.values() if channel.open]
+        standing = [address for address, channel in self._channels.items() if channel.open]
         if len(standing) < len(self._channels):
             self._lost.set()
         if standing:
-            best = min(standing, key=self._burden)
+            address = min(standing, key=self._burden)
+            best = self._channels[address] = self._channels.pop(address)  # in turn, where all idle
             if best.is_late(LATE_S):  # Serve may know others, when one that hangs hides them
                 return await self._through_serve(method, *arguments)
             return await best.call(method, *arguments)
         async with asyncio.timeout(self._empty_s if self._most else None):
             return await self._through_serve(method, *arguments)
 
-    def _burden(self, channel: Channel) -> tuple[bool, int]:
+    def _burden(self, address: Address) -> tuple[bool, int]:
         """A replica that is stopped, or gone without a word, looks as if it had little to do."""
+        channel = self._channels[address]
         return channel.is_late(self._late_s), len(channel.unanswered)
 
     async def _watch(self) -> None:

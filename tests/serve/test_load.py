@@ -176,7 +176,7 @@ def test_a_replica_that_stops_fails_no_query(service, load):
     say("a replica stopped for 8 s:", figures(run.asked[before:]))
     assert not run.errors
     assert not run.degraded
-    assert sum(asked.seconds > 1 for asked in run.asked) <= 32  # those that met it first
+    assert 0 < sum(asked.seconds > 1 for asked in run.asked) <= 32  # those that met it first
 
 
 def test_five_versions_go_live_under_load(service, load, root, encoder, model):

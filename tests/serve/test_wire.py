@@ -192,6 +192,15 @@ def test_a_replica_that_keeps_callers_waiting_is_called_last_until_it_answers():
     asyncio.run(main())
 
 
+def test_idle_replicas_are_called_in_turn():
+    async def main():
+        direct = await met([Replica("one"), Replica("two")])
+        found = [await direct("who") for _ in range(6)]
+        assert found in (["one", "two"] * 3, ["two", "one"] * 3)
+
+    asyncio.run(main())
+
+
 def test_serve_is_asked_when_all_known_replicas_hang(monkeypatch):
     monkeypatch.setattr("clipray.serve.calls.LATE_S", 0.02)
 
