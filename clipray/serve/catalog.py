@@ -24,7 +24,7 @@ class Reply(Config):
     Attributes:
         coverage: how much of the index was searched.
         version: of the index.
-        took_ms: milliseconds of encoding, of searching, and in total.
+        took_ms: milliseconds by stage, and in total.
     """
 
     matches: Matches

@@ -1,7 +1,6 @@
 """The encoder deployment: the model, for texts and images that come many at once."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,8 +15,6 @@ from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels
 from clipray.serve.wire import Address, Exchange
-
-log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 Encoded = list[Vector | ClipRayError]

@@ -6,7 +6,7 @@ matrix. Where a query comes from and how its vector was made is not known here.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from clipray.serve.meter import Stage
 MOST = 128  # queries in one call
 
 Vector = NDArray[np.float32]
+Called = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Fanout:
         called: told the number of queries of every call.
     """
 
-    def __init__(self, lines: Sequence[Line], specs: Sequence[GroupSpec], called: Any) -> None:
+    def __init__(self, lines: Sequence[Line], specs: Sequence[GroupSpec], called: Called) -> None:
         self._groups = list(zip(lines, specs, strict=True))
         self._called = called
         self._coalescer = Coalescer[Ask, Answer](self._answer, MOST)
@@ -82,17 +83,30 @@ class Fanout:
         """
         return await self._coalescer.ask(ask)
 
-    async def each(self, folder: ServedFolder, method: str, *arguments: Any) -> list[Any]:
+    async def each(
+        self, folder: ServedFolder, method: str, *arguments: Any
+    ) -> tuple[list[Any], UnavailableError | None]:
         """What the groups that hold some of a folder answer to a call.
 
+        Returns:
+            the answers, and why others are missing, None where none is.
+
         Raises:
-            UnavailableError: one does not answer.
             StaleError: the version is not open in one of them.
         """
         groups = [(line, spec.shards(folder)) for line, spec in self._groups]
         asked = [(line, folder.piece(shards)) for line, shards in groups if shards]
         calls = [line.call(method, piece, *arguments) for line, piece in asked]
-        return list(await asyncio.gather(*calls))
+        answers: list[Any] = []
+        lost: UnavailableError | None = None
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, UnavailableError) and not isinstance(answer, StaleError):
+                lost = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                answers.append(answer)
+        return answers, lost
 
     async def _answer(self, asks: Sequence[Ask]) -> list[Answer | BaseException]:
         sent = time.perf_counter()

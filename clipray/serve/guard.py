@@ -12,9 +12,10 @@ from pydantic import Field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from clipray.serve.exchange import Exchange
+from clipray.serve.exchange import GONE, Exchange
 from clipray.serve.keys import KeyOptions, Keys, Need
 from clipray.serve.limits import SMALL_BODY, Body, LimitOptions, Limits, announced, replayed
+from clipray.serve.meter import OTHER, Meter
 from clipray.serve.origins import SAFE_METHODS, OriginOptions, Origins
 from clipray.serve.refusal import Headers, Refusal
 
@@ -42,21 +43,26 @@ class GuardOptions(KeyOptions, OriginOptions, LimitOptions):
     )
 
 
-def guarded(app: ASGIApp, options: GuardOptions, keys: Keys, *, local: bool) -> ASGIApp:
+def guarded(
+    app: ASGIApp, options: GuardOptions, keys: Keys, meter: Meter, *, local: bool
+) -> ASGIApp:
     """`app` behind everything that is checked before and after its routes.
 
     Args:
         app: the routes.
         options: limits and who is let in; keys are taken from `keys` alone.
         keys: read and admin keys.
+        meter: counts requests by the route that they matched, refused ones included.
         local: whether the service listens on loopback alone.
     """
-    return _Guard(app, options, keys, local=local)
+    return _Guard(app, options, keys, meter, local=local)
 
 
 class _Guard:
-    def __init__(self, app: ASGIApp, options: GuardOptions, keys: Keys, *, local: bool) -> None:
-        self._app, self._keys, self._local = app, keys, local
+    def __init__(
+        self, app: ASGIApp, options: GuardOptions, keys: Keys, meter: Meter, *, local: bool
+    ) -> None:
+        self._app, self._keys, self._meter, self._local = app, keys, meter, local
         self._access_log = options.access_log
         self._limits = Limits(options)
         self._origins = Origins(options, local=local)
@@ -85,6 +91,8 @@ class _Guard:
             if not exchange.broken:
                 raise
         finally:
+            route = scope.get("route")  # the template, where the routes have seen it
+            self._meter.request(getattr(route, "path", OTHER), exchange.status or GONE)
             if self._access_log:
                 exchange.log()
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -52,12 +53,13 @@ def http_app(searcher: Searcher, raters: Raters = NO_RATERS) -> ASGIApp:
     app.openapi = lambda: openapi.described(app)  # type: ignore[method-assign]
     refusals = Refusals(searcher.meter)
     refusals.of(app)
-    _add_search(app, searcher)
+    searching = Searching(searcher)
+    _add_search(app, searcher, searching)
     _add_pictures(app, searcher)
     _add_status(app, searcher)
     _add_page(app)
     add_knn_service(app, searcher, raters)
-    return _Shortcut(app, Searching(searcher), refusals)
+    return _Shortcut(app, searching, refusals)
 
 
 class Searching:
@@ -81,8 +83,10 @@ class Searching:
 class _Shortcut:
     """Takes searches past the layers of FastAPI, which cost half a search, and all else to it."""
 
-    def __init__(self, app: ASGIApp, searching: Searching, refusals: Refusals) -> None:
+    def __init__(self, app: FastAPI, searching: Searching, refusals: Refusals) -> None:
         self._app = app
+        routes = (route for route in app.routes if isinstance(route, APIRoute))
+        self._route = next(route for route in routes if route.path == "/search")
         self._searching = searching
         self._refusals = refusals
 
@@ -90,6 +94,7 @@ class _Shortcut:
         if scope["type"] != "http" or scope["path"] != "/search" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        scope["route"] = self._route  # as FastAPI notes it
         try:
             response = await self._searching(Request(scope, receive))
         except (ValidationError, ClipRayError) as error:
@@ -97,7 +102,7 @@ class _Shortcut:
         await response(scope, receive, send)
 
 
-def _add_search(app: FastAPI, searcher: Searcher) -> None:
+def _add_search(app: FastAPI, searcher: Searcher, searching: Searching) -> None:
     @app.post(
         "/search",
         openapi_extra=openapi.body(Query, openapi.QUERIES, many=True),
@@ -105,7 +110,7 @@ def _add_search(app: FastAPI, searcher: Searcher) -> None:
     )
     async def search(request: Request) -> Response:
         """Search with one query, or with a list of them; each gets its reply."""
-        return await Searching(searcher)(request)
+        return await searching(request)
 
     @app.post(
         "/embed",

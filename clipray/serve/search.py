@@ -99,7 +99,7 @@ class Search:
         openers = [Opener(group) for group in groups]
         self._switch = Switch(catalog, list(zip(specs, openers, strict=True)), self.meter)
         local = args.listen is not None and args.listen.is_local
-        self._app = guarded(http_app(self, raters), args, keys, local=local)
+        self._app = guarded(http_app(self, raters), args, keys, self.meter, local=local)
         self._front = Front(self._app, args.listen) if args.listen else None
         self._watching = asyncio.ensure_future(self._watch(args.watch_s))
 
@@ -199,12 +199,11 @@ class Search:
         else:
             answer = await self._unlike(ask, query.deduplicate)
         _require_enough(answer.coverage, query)
-        matches = answer.matches.above(query.threshold)
         seconds |= answer.seconds
         seconds["total"] = time.perf_counter() - began
         self._count(folder, answer, seconds)
         return Reply(
-            matches=matches if query.embeddings else matches.without_vectors(),
+            matches=answer.matches.above(query.threshold),
             coverage=answer.coverage,
             version=folder.version,
             took_ms={name: 1e3 * value for name, value in seconds.items()},
@@ -219,7 +218,7 @@ class Search:
             left = await asyncio.to_thread(without_duplicates, answer.matches, similarity, k)
             if len(left) == k or len(answer.matches) < more:
                 break
-        return replace(answer, matches=left)
+        return replace(answer, matches=left if ask.wanted.vectors else left.without_vectors())
 
     def _count(self, folder: ServedFolder, answer: Answer, seconds: Mapping[Stage, float]) -> None:
         for stage, value in seconds.items():
@@ -231,17 +230,27 @@ class Search:
             return await fetch_image(url, self._fetch_options)
 
     async def _find(self, index: str, key: str) -> Vector:
-        folders = self.catalog.named(index)
-        found = await asyncio.gather(*[self._fanout.each(f, "find", key) for f in folders])
-        for vector in (vector for part in found for vector in part):
-            if vector is not None:
-                return np.asarray(vector)
-        raise NotFoundError(f"key '{key}': no row of index '{index}' has it")
+        answers, lost = await self._each(index, "find", key)
+        found = next((vector for vector in answers if vector is not None), None)
+        if found is None:
+            raise lost or NotFoundError(f"key '{key}': no row of index '{index}' has it")
+        return np.asarray(found)
 
     async def _rows(self, index: str | None, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        answers, lost = await self._each(index, "rows", ids)
+        found = {row_id: row for answer in answers for row_id, row in answer.items()}
+        if lost and not found.keys() >= set(ids):
+            raise lost
+        return found
+
+    async def _each(
+        self, index: str | None, method: str, *arguments: Any
+    ) -> tuple[list[Any], UnavailableError | None]:
+        """As `Fanout.each`, of all folders of an index."""
         folders = self.catalog.named(index)
-        parts = await asyncio.gather(*[self._fanout.each(f, "rows", ids) for f in folders])
-        return {row_id: row for part in parts for one in part for row_id, row in one.items()}
+        parts = await asyncio.gather(*[self._fanout.each(f, method, *arguments) for f in folders])
+        answers = [answer for part, _ in parts for answer in part]
+        return answers, next((lost for _, lost in parts if lost), None)
 
     async def _fresh(self, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Do something again when the version that it began with is open no more."""

@@ -96,7 +96,9 @@ def _error(status: int, kind: str, message: str, headers: dict[str, str]) -> Res
 @contextmanager
 def page_server(searcher: PageSearcher, faults: Faults, port: int = 0) -> Iterator[str]:
     """Serve in a thread; gives the URL."""
-    app = guarded(Faulty(http_app(searcher), faults), GuardOptions(), Keys(), local=True)
+    app = guarded(
+        Faulty(http_app(searcher), faults), GuardOptions(), Keys(), searcher.meter, local=True
+    )
     config = uvicorn.Config(app, port=port, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

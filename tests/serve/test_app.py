@@ -182,7 +182,10 @@ def test_metrics_and_readiness_are_told(url):
             assert response.status == 200
             return await response.text()
 
-    assert 'clipray_index_version{slot="drawings/image"}' in asyncio.run(text("/metrics"))
+    metrics = asyncio.run(text("/metrics"))
+    assert 'clipray_index_version{slot="drawings/image"}' in metrics
+    assert 'clipray_requests_total{route="/search",status="200"}' in metrics
+    assert 'clipray_requests_total{route="/images/{index}/{row_id}",status="404"}' in metrics
     assert '"ShardGroup-1":true' in asyncio.run(text("/readyz"))
 
 

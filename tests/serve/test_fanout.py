@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipray.errors import UnavailableError
 from clipray.index import Index
 from clipray.index.manifest import IndexFolder
 from clipray.index.reader import unit_queries
@@ -119,6 +120,22 @@ def test_a_group_that_is_away_is_missing_from_the_coverage(root):
     assert slow < 2
     assert quick < 2  # not a deadline for each
     assert not healed.coverage.degraded
+
+
+def test_what_the_groups_that_are_left_know_of_a_row_is_told(root):
+    async def main():
+        service = Groups({"a": root}, 2, options=QUICK)
+        (folder,) = service.catalog.folders
+        whole, nobody = await service.fanout.each(folder, "find", "s/0")
+        service.groups[1].down = {0}
+        part, lost = await service.fanout.each(folder, "find", "s/0")
+        return whole, nobody, part, lost
+
+    whole, nobody, part, lost = asyncio.run(main())
+    assert nobody is None
+    assert len(whole) == 2
+    assert len(part) == 1
+    assert isinstance(lost, UnavailableError)
 
 
 def test_one_of_two_replicas_may_die_at_any_time(root):

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from clipray.errors import ConfigError
 from clipray.serve.guard import GuardOptions, guarded
 from clipray.serve.keys import KeyOptions, Keys
+from clipray.serve.meter import Meter
 from tests.serve.asgi import Answer, ask, scope
 
 READ, OTHER_READ, ADMIN = "reader-" + "r" * 16, "reader-" + "s" * 16, "admin-" + "a" * 16
@@ -29,7 +30,7 @@ async def echo(scope, receive, send) -> None:
 
 
 def guard(keys: Keys = KEYS, local: bool = False, app: Any = echo, **options: Any) -> Any:
-    return guarded(app, GuardOptions(**options), keys, local=local)
+    return guarded(app, GuardOptions(**options), keys, Meter(), local=local)
 
 
 def asked(app: Any, *what: Any, **headers: Any) -> Answer:

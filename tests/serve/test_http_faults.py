@@ -22,6 +22,7 @@ from PIL import Image
 from clipray.serve.guard import GuardOptions, guarded
 from clipray.serve.http import http_app
 from clipray.serve.keys import Keys
+from clipray.serve.meter import Meter
 from tests.serve.local import LocalSearcher
 
 KEY = "a-key-that-is-long-enough"
@@ -114,7 +115,7 @@ def _read(response: http.client.HTTPResponse) -> Reply:
 @pytest.fixture(scope="module")
 def service(flat_index, encoder) -> Iterator[Service]:
     routes = http_app(LocalSearcher({"drawings": [flat_index]}, encoder))
-    app = guarded(routes, GuardOptions(body_timeout_s=0.5), Keys.of([KEY]), local=True)
+    app = guarded(routes, GuardOptions(body_timeout_s=0.5), Keys.of([KEY]), Meter(), local=True)
     with Service(app) as service:
         yield service
 

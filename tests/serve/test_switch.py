@@ -284,7 +284,7 @@ def test_groups_that_were_dealt_other_shards_answer_for_those_asked_for(
             with pytest.raises(StaleError, match="are not here"):
                 await service.fanout.each(folder, "find", keys[0])
         else:
-            found = [await service.fanout.each(folder, "find", key) for key in keys]
+            found = [(await service.fanout.each(folder, "find", key))[0] for key in keys]
             assert all(any(vector is not None for vector in vectors) for vectors in found)
 
     asyncio.run(main())
