@@ -22,12 +22,12 @@ from clipray import clip, cluster, storage
 from clipray.config import to_yaml
 from clipray.dataset import find_shards
 from clipray.errors import ClipRayError, InputError, OutputError, from_remote
-from clipray.loader import Loader, Plan, with_captions
 from clipray.manifest import ModelIdentity, ModelSource
-from clipray.metrics import MetricsWriter, followed, read_metrics, samples_per_s
 from clipray.report import Report
 from clipray.samples import Entry
-from clipray.trainer import Recipe, Trainer
+from clipray.training.loader import Loader, Plan, with_captions
+from clipray.training.metrics import MetricsWriter, followed, read_metrics, samples_per_s
+from clipray.training.trainer import Recipe, Trainer
 
 log = logging.getLogger(__name__)
 

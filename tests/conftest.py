@@ -19,12 +19,12 @@ from clipray.encoder_options import EncoderOptions
 from clipray.export import ExportConfig, export
 from clipray.exported import ExportPrecision
 from clipray.index.build import IndexBuildConfig, build
-from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import ModelSource, write_json
-from clipray.optim import OptimConfig
 from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
-from clipray.trainer import Recipe, Trainer
+from clipray.training.loader import Loader, LoaderConfig, Plan
+from clipray.training.optim import OptimConfig
+from clipray.training.trainer import Recipe, Trainer
 from tests.drawing import write_folder, write_shards
 
 ARCHITECTURE = {

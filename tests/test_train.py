@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from clipray.errors import ConfigError, InputError, ModelError, OutputError
-from clipray.loader import LoaderConfig
 from clipray.manifest import ModelFolder, ModelManifest, read_json
-from clipray.optim import OptimConfig
 from clipray.train import CONFIG_FILE, METRICS_FILE, TrainConfig, train
+from clipray.training.loader import LoaderConfig
+from clipray.training.optim import OptimConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from clipray import cluster
 from clipray.account import EmbedReport
-from clipray.augment import AugmentConfig
 from clipray.client import Client
 from clipray.config import Config, to_yaml
 from clipray.demo.emoji import write_emoji_shards
@@ -30,11 +29,12 @@ from clipray.errors import OutputError
 from clipray.evaluate import EvaluateReport, caption_recall
 from clipray.index import Index
 from clipray.index.build import IndexBuildConfig, build
-from clipray.loader import LoaderConfig
-from clipray.optim import OptimConfig
 from clipray.report import Report
 from clipray.serve.local import ServeConfig, start
 from clipray.train import CONFIG_FILE, TrainConfig, train
+from clipray.training.augment import AugmentConfig
+from clipray.training.loader import LoaderConfig
+from clipray.training.optim import OptimConfig
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from clipray.augment import AugmentConfig, augment
 from clipray.clip import ClipModel
 from clipray.config import Config
-from clipray.loader import Batch, LoaderConfig, Plan
-from clipray.loss import contrastive_loss
-from clipray.optim import OptimConfig, build_optimizer, learning_rate
 from clipray.pixels import Normaliser, pixel_reader
+from clipray.training.augment import AugmentConfig, augment
+from clipray.training.loader import Batch, LoaderConfig, Plan
+from clipray.training.loss import contrastive_loss
+from clipray.training.optim import OptimConfig, build_optimizer, learning_rate
 
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
 

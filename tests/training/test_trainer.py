@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from clipray import clip
-from clipray.augment import AugmentConfig
 from clipray.dataset import find_shards
-from clipray.loader import Loader, LoaderConfig, Plan
 from clipray.manifest import ModelSource
-from clipray.optim import OptimConfig
-from clipray.trainer import MAX_LOG_SCALE, Recipe, Trainer
+from clipray.training.augment import AugmentConfig
+from clipray.training.loader import Loader, LoaderConfig, Plan
+from clipray.training.optim import OptimConfig
+from clipray.training.trainer import MAX_LOG_SCALE, Recipe, Trainer
 
 STRONG = AugmentConfig(rotate=30, shift=0.2, brightness=0.4)
 

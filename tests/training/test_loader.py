@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from clipray.dataset import find_shards
 from clipray.errors import ConfigError, ImageError, InputError
 from clipray.images import decode
-from clipray.loader import Loader, LoaderConfig, Plan, with_captions
+from clipray.training.loader import Loader, LoaderConfig, Plan, with_captions
 from tests.drawing import drawings, write_folder
 
 

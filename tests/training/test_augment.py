@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clipray.augment import AugmentConfig, augment, sample_seeds
+from clipray.training.augment import AugmentConfig, augment, sample_seeds
 
 STRONG = AugmentConfig(
     rotate=20,

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from clipray.augment import sample_seeds
 from clipray.config import Config
 from clipray.errors import ConfigError, ImageError, InputError
 from clipray.pixels import Pixels
 from clipray.samples import Entry
+from clipray.training.augment import sample_seeds
 
 log = logging.getLogger(__name__)
 

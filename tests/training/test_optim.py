@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clipray.optim import OptimConfig, build_optimizer, learning_rate
+from clipray.training.optim import OptimConfig, build_optimizer, learning_rate
 
 
 def rates(steps, **options):

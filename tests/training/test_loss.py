@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.nn.functional import normalize
 
-from clipray.loss import contrastive_loss
+from clipray.training.loss import contrastive_loss
 
 DIM, BATCH, SCALE = 16, 12, 20.0
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from clipray.metrics import MetricsWriter, followed, read_metrics, samples_per_s
+from clipray.training.metrics import MetricsWriter, followed, read_metrics, samples_per_s
 
 
 def test_lines_are_seen_at_once_and_read_in_order(tmp_path):

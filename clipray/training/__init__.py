@@ -1,0 +1,1 @@
+"""Contrastive training of one rank, without Ray: data, objective, evaluation, checkpoints."""
