@@ -1,77 +1,110 @@
-"""Contrastive training of an open_clip model: Ray Train runs the loop on every worker.
+"""Contrastive training of an open_clip model: Ray Train runs the ranks, and starts them again.
 
-Rank 0 writes a line of metrics a step; the command draws its progress from that file. The result
-is a model folder.
+The run goes on from its newest checkpoint whoever was lost: a worker, a node, or this command. The
+result is a model folder.
 """
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any, Self
 
+import ray
 import ray.train
 import torch
-from pydantic import Field
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from pydantic import Field, model_validator
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from clipray import clip, cluster, storage
+from clipray import clip, cluster, storage, uri
 from clipray.config import to_yaml
-from clipray.dataset import find_shards
-from clipray.errors import ClipRayError, InputError, OutputError, from_remote
+from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
+from clipray.errors import ClipRayError, OutputError, from_remote
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.report import Report
-from clipray.samples import Entry
-from clipray.training.loader import Loader, Plan, with_captions
-from clipray.training.metrics import MetricsWriter, followed, read_metrics, samples_per_s
-from clipray.training.trainer import Recipe, Trainer
+from clipray.training.checkpoints import MANIFEST, Checkpoints
+from clipray.training.corpus import Corpus
+from clipray.training.metrics import Progress, read_metrics, samples_per_s
+from clipray.training.peers import Peers
+from clipray.training.plan import Plan
+from clipray.training.rank import Job, Outcome, run_rank
+from clipray.training.run_folder import RunFolder
+from clipray.training.trainer import STATE_FILE
 
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "train.yaml"
+WAIT_FOR_PEERS_S = 600  # a checkpoint is written while the others wait
+POLL_S = 0.5
+
+# Keys that do not decide what comes out of a run, so it may go on with others.
+FREE = ("output", "run", "workers", "min_workers", "cpus_per_worker", "gpu", "retries",
+        "checkpoints", "log", "evaluation", "loader.threads", "loader.processes", "loader.cache_mb")  # fmt: skip
 
 
-class TrainConfig(Recipe):
-    """Train or fine-tune an open_clip model on image-text pairs."""
+class TrainConfig(Job):
+    """Train or fine-tune an open_clip model on image-text pairs.
+
+    A run that was cut off goes on from its newest checkpoint when the same command is given again.
+    """
 
     input: tuple[str, ...] = Field(
         min_length=1, description="folder of img2dataset shards or of images; may be repeated"
     )
     output: Path = Field(description="model folder to write; must not exist")
-    model: str = Field(
-        description="open_clip model name, model folder, or JSON file with open_clip's model_cfg"
+    run: str | None = Field(
+        None,
+        description="folder or URI for checkpoints and logs, which all nodes can reach; OUTPUT-run "
+        "where not given",
     )
-    pretrained: str | None = Field(
-        None, description="open_clip tag or weights file; random weights where not given"
+    workers: int | None = Field(
+        None, ge=1, description="training processes, each one rank; one a GPU where not given"
     )
-    workers: int = Field(1, ge=1, description="training processes, each one rank")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with so few while nodes are gone; all where not given"
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs of one worker")
-    gpu: bool = Field(False, description="give every worker a GPU")
+    gpu: bool | None = Field(
+        None, description="give every worker a GPU; where not given, if there are enough"
+    )
+    retries: int = Field(
+        3, ge=-1, description="start again after so many failures of workers; -1 without end"
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_workers and self.min_workers > (self.workers or 1):
+            raise ValueError(f"min_workers: {self.min_workers} is more than workers")
+        return self
 
 
 class TrainReport(Report):
     """What training made.
 
     Attributes:
-        loss: of the last epoch, its mean.
-        samples_per_s: over all workers, from the first step to the last.
+        run: where checkpoints and logs are.
+        metrics: of the result: loss of the last epoch, and what was evaluated.
+        samples_per_s: over all workers, in the last stretch without an interruption.
     """
 
     output: Path
+    run: str
     identity: ModelIdentity
-    loss: float
+    metrics: dict[str, float]
     samples_per_s: float
 
+    @property
+    def loss(self) -> float:
+        """Of the last epoch, its mean."""
+        return self.metrics["loss"]
+
     def summary(self) -> str:
-        """Where the model is, and what it cost."""
-        return (
-            f"{self.output}: {self.identity}, loss {self.loss:.3f}, "
-            f"{self.samples_per_s:.0f} samples/s"
-        )
+        """Where the model is, and what it is worth."""
+        told = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"{self.output}: {self.identity}, {told}, {self.samples_per_s:.0f} samples/s"
 
 
 def train(config: TrainConfig) -> TrainReport:
@@ -80,45 +113,57 @@ def train(config: TrainConfig) -> TrainReport:
     Raises:
         InputError: nothing to train on.
         OutputError: the output exists.
+        ConfigError: a combination that cannot work, or the run folder holds another run.
         ModelError: unknown model or unusable weights.
-        ClipRayError: a worker failed; the message is its error.
+        ClipRayError: training failed; the message says why.
+        KeyboardInterrupt: it was interrupted, and wrote a checkpoint before it ended.
     """
     output = config.output.resolve()
     if storage.occupied(output):
         raise OutputError(f"{output}: exists already; choose another --output or remove it")
-    source = _source(config).absolute()
+    run = RunFolder(uri.at(config.run or f"{output}-run"))
+    source = config.source.absolute()
     config = config.model_copy(update={"model": source.name, "pretrained": source.pretrained})
-    entries = _find_entries(config)
-    # A wrong plan or model is told here and not by a worker.
-    plan = Plan(len(entries), config.loader.batch_size, config.seed, world=config.workers)
-    clip.create(source, config.seed)
+    corpus = Corpus.survey(config.input, config.loader)
+    plan = _plan(config, corpus)
+    clip.create(source, config.seed)  # a wrong model is told here and not by a worker
     storage.make_folder(output.parent)
-    with _run_folder(output) as run, cluster.session(cpus=config.workers * config.cpus_per_worker):
-        steps = plan.steps * config.epochs
-        with followed(run / METRICS_FILE, steps, config.loader.batch_size):
-            result = _fit(config, entries, run)
-        return _publish(config, output, run, result)
+    with run.held(), cluster.session(cpus=(config.workers or 1) * config.cpus_per_worker):
+        config = _settled(config, plan)
+        run.begin(config.model_dump(mode="json"), FREE)
+        _fit(config, corpus, run, plan.steps)
+        return _publish(config, output, run)
 
 
-def train_worker(tree: dict[str, Any]) -> None:
-    """The work of one rank; `tree` holds config, entries and the run folder."""
+def train_worker(tree: dict[str, Any]) -> Outcome | ClipRayError:
+    """The work of one rank; `tree` holds config, corpus, the run's address and the desk.
+
+    An error that all ranks have agreed on is returned: started again, they would meet it again.
+    """
     config: TrainConfig = tree["config"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cpus_per_worker)
-    model = clip.create(_source(config), config.seed)
-    plan = Plan(len(tree["entries"]), config.loader.batch_size, config.seed, rank, world)
-    trainer = Trainer(model, config, plan, _device(), prepare_model)
-    loader = Loader(
-        tree["entries"], config.loader, plan, pixels=trainer.pixels, tokenize=model.tokenize
-    )
-    name = f"rank{rank}.jsonl" if rank else METRICS_FILE
-    with (tree["run"] / name).open("w", encoding="utf-8") as stream:
-        writer = MetricsWriter(stream)
-        for epoch in range(config.epochs):
-            for values in trainer.epoch(loader.epoch(epoch)):
-                writer.write(values)
-    _hand_over(model, {"loss": trainer.loss(), "replaced_samples": float(loader.replaced)})
+    logging.getLogger("clipray").addHandler(DeskHandler(tree["desk"]))
+    peers, signals = Peers.join(_device()), DeskSignals(tree["desk"])
+    try:
+        return run_rank(config, tree["corpus"], RunFolder(uri.at(tree["run"])), peers, signals)
+    except ClipRayError as error:
+        return error
+
+
+def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
+    plan = Plan.of(corpus, config.loader, config.seed)
+    for world in range(config.min_workers or config.workers or 1, (config.workers or 1) + 1):
+        plan.require_world(world * config.accumulate)
+    return plan
+
+
+def _settled(config: TrainConfig, plan: Plan) -> TrainConfig:
+    """With the number of workers, and what they compute on, as the cluster has it."""
+    gpus = int(cluster.resources().get("GPU", 0))
+    workers = config.workers or max(1, gpus)
+    plan.require_world(workers * config.accumulate)
+    gpu = gpus >= workers if config.gpu is None else config.gpu
+    return config.model_copy(update={"workers": workers, "gpu": gpu})
 
 
 def _device() -> torch.device:
@@ -126,82 +171,99 @@ def _device() -> torch.device:
     return device[0] if isinstance(device, list) else device
 
 
-def _hand_over(model: clip.ClipModel, metrics: dict[str, float]) -> None:
-    if ray.train.get_context().get_world_rank():
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        clip.save(model, Path(scratch), metrics)
-        ray.train.report(metrics, Checkpoint.from_directory(scratch), checkpoint_dir_name="last")
+def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) -> None:
+    desk = open_desk()
+    steps, workers = config.epochs * epoch_steps, config.workers or 1
+    with TemporaryDirectory(prefix="clipray-") as scratch:
+        trainer = _trainer(config, corpus, run, desk, scratch)
+        with Progress(steps, config.loader.batch_size, workers) as progress:
+            outcome = _watched(trainer, desk, progress)
+    if isinstance(outcome, ClipRayError):
+        raise outcome
+    if outcome.stopped:
+        log.warning("stopped after step %d; the same command goes on from there", outcome.step)
+        raise KeyboardInterrupt
 
 
-def _find_entries(config: TrainConfig) -> list[Entry]:
-    entries: list[Entry] = []
-    for shard in find_shards(config.input).shards:
-        listing = shard.list()
-        if listing.damage:
-            log.warning("%s: left out, %s", shard.path, listing.damage)
-            continue
-        entries += listing.entries
-    usable = with_captions(entries, config.loader.captions)
-    if not usable:
-        wanted = ", ".join(config.loader.captions)
-        raise InputError(f"{', '.join(config.input)}: no image with a text in column {wanted}")
-    if len(usable) < len(entries):
-        log.warning(
-            "%d of %d samples have no image or no text", len(entries) - len(usable), len(entries)
-        )
-    return usable
-
-
-def _source(config: TrainConfig) -> ModelSource:
-    return ModelSource(name=config.model, pretrained=config.pretrained)
-
-
-def _fit(config: TrainConfig, entries: list[Entry], run: Path) -> ray.train.Result:
-    trainer = TorchTrainer(
+def _trainer(
+    config: TrainConfig, corpus: Corpus, run: RunFolder, desk: DeskHandle, scratch: str
+) -> TorchTrainer:
+    """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder."""
+    most = config.workers or 1
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "entries": entries, "run": run},
+        train_loop_config={"config": config, "corpus": corpus, "run": str(run.root), "desk": desk},
+        torch_config=TorchConfig(timeout_s=WAIT_FOR_PEERS_S),
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=config.gpu,
+            num_workers=(config.min_workers, most) if config.min_workers else most,
+            use_gpu=bool(config.gpu),
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
         run_config=RunConfig(
-            name="run", storage_path=str(run), failure_config=FailureConfig(max_failures=0)
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=config.retries),
         ),
     )
+
+
+def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Outcome | ClipRayError:
+    """Let Ray Train run beside this thread, which shows what is told and passes on Ctrl-C."""
+    ended: list[Any] = []
+    running = Thread(target=lambda: ended.append(_run(trainer)), daemon=True)
+    running.start()
+    asked = False
+    while running.is_alive():
+        try:
+            running.join(POLL_S)
+            _show(desk, progress)
+        except KeyboardInterrupt:
+            if asked:
+                raise
+            asked = True
+            log.warning("writing a checkpoint; Ctrl-C again ends at once")
+            ray.get(desk.stop.remote())
+    _show(desk, progress)
+    if isinstance(ended[0], BaseException):
+        raise ended[0]
+    outcome: Outcome | ClipRayError = ended[0]
+    return outcome
+
+
+def _run(trainer: TorchTrainer) -> Any:
     try:
-        return trainer.fit()
-    except SystemExit:  # how Ray Train ends when it is interrupted
-        raise KeyboardInterrupt from None
+        return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise from_remote(str(error), "training failed") from error
+        return from_remote(str(error), "training failed")
+    except Exception as error:  # noqa: BLE001  raised again where the command runs
+        return error
 
 
-def _publish(config: TrainConfig, output: Path, run: Path, result: ray.train.Result) -> TrainReport:
-    if result.checkpoint is None:
-        raise ClipRayError("training ended without a checkpoint")
-    with storage.staged_folder(output) as staged:
-        with result.checkpoint.as_directory() as trained:
-            shutil.copytree(trained, staged, dirs_exist_ok=True)
-        shutil.copy(run / METRICS_FILE, staged)
-        (staged / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+def _show(desk: DeskHandle, progress: Progress) -> None:
+    lines, said = ray.get(desk.fetch.remote())
+    for text in said:
+        log.warning("%s", text)
+    progress.draw(lines)
+
+
+def _publish(config: TrainConfig, output: Path, run: RunFolder) -> TrainReport:
+    with Checkpoints(run.checkpoints, config.checkpoints).result() as found:
+        if found is None:
+            raise ClipRayError(
+                f"{run.checkpoints}: no checkpoint to be seen from here; give --run a folder that "
+                "all nodes share, or a URI"
+            )
+        folder, manifest = found
+        with storage.staged_folder(output) as staged:
+            without = shutil.ignore_patterns(STATE_FILE, MANIFEST)
+            shutil.copytree(folder, staged, dirs_exist_ok=True, ignore=without)
+            run.copy_metrics(staged / METRICS_FILE)
+            (staged / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
     identity = clip.load(ModelSource(name=str(output))).identity()
-    speed = samples_per_s(read_metrics(run / METRICS_FILE), config.loader.batch_size)
+    lines = [line for line in read_metrics(output / METRICS_FILE) if "loss" in line]
     return TrainReport(
         output=output,
+        run=str(run.root),
         identity=identity,
-        loss=float((result.metrics or {})["loss"]),
-        samples_per_s=speed,
+        metrics=manifest.metrics,
+        samples_per_s=samples_per_s(lines, config.loader.batch_size),
     )
-
-
-@contextmanager
-def _run_folder(output: Path) -> Iterator[Path]:
-    run = storage.staging_path(output)
-    run.mkdir()
-    try:
-        yield run
-    finally:
-        shutil.rmtree(run, ignore_errors=True)

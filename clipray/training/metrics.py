@@ -1,42 +1,26 @@
-"""The metrics of a run: one JSON object a line, written by rank 0, followed by the command.
-
-A file is what a worker on any node and a driver share without a process between them.
-"""
+"""The metrics of a run: lines of JSON, their speed, and the progress bar drawn from them."""
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any, TextIO
+from typing import Any, Self
 
 from tqdm import tqdm
 
-POLL_S = 0.5
 SPEED_WINDOW = 50  # steps
 
 Values = dict[str, float]
 
 
-class MetricsWriter:
-    """Appends lines; each is flushed, so that a follower sees it at once."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, values: Values) -> None:
-        """Write one line, with the time of day in seconds."""
-        self._stream.write(json.dumps(values | {"time": time.time()}) + "\n")
-        self._stream.flush()
-
-
 def read_metrics(path: Path) -> list[Values]:
-    """All lines of a run, oldest first."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All lines of a run, oldest first, without one that was cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def samples_per_s(lines: list[Values], batch_size: int) -> float:
+def samples_per_s(lines: Sequence[Values], batch_size: int) -> float:
     """Speed from the first step of `lines` to the last; 0 where there are not two."""
     if len(lines) < 2:
         return 0.0
@@ -44,38 +28,60 @@ def samples_per_s(lines: list[Values], batch_size: int) -> float:
     return (lines[-1]["step"] - lines[0]["step"]) * batch_size / max(seconds, 1e-9)
 
 
-@contextmanager
-def followed(path: Path, steps: int, batch_size: int) -> Iterator[None]:
-    """Draw a progress bar from the lines that appear in `path` while the block runs."""
-    ended = Event()
-    with tqdm(total=steps, unit="step", desc="train: starting workers") as bar:
-        thread = Thread(target=_follow, args=(path, bar, batch_size, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def data_wait(lines: Sequence[Values]) -> float:
+    """Share of the time from the first step of `lines` to the last that was spent on waiting."""
+    if len(lines) < 2:
+        return 0.0
+    seconds = lines[-1]["time"] - lines[0]["time"]
+    return sum(line["waited"] for line in lines[1:]) / max(seconds, 1e-9)
 
 
-def _follow(path: Path, bar: "tqdm[Any]", batch_size: int, ended: Event) -> None:
-    while not path.exists():
-        if ended.wait(POLL_S):
+class Progress:
+    """A bar over the steps of a run, with loss, speed, data wait, rate and logit scale.
+
+    Args:
+        steps: of the whole run.
+        batch_size: global batch.
+        workers: that share it.
+    """
+
+    def __init__(self, steps: int, batch_size: int, workers: int) -> None:
+        self._steps, self._batch_size, self._workers = steps, batch_size, workers
+        self._recent: deque[Values] = deque(maxlen=SPEED_WINDOW)
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Self:
+        self._bar = tqdm(total=self._steps, unit="step", desc="train: starting workers")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def draw(self, lines: Sequence[Values]) -> None:
+        """Show new lines; after an interruption the bar goes back to where the run goes on."""
+        bar = self._bar
+        if not lines or bar is None:
             return
-    recent: list[Values] = []
-    with path.open(encoding="utf-8") as stream:
-        last_look = False
-        while not last_look:
-            last_look = ended.wait(POLL_S)
-            lines = [json.loads(line) for line in stream]
-            recent = [*recent, *lines][-SPEED_WINDOW:]
-            if lines:
-                _draw(bar, len(lines), recent[-1], samples_per_s(recent, batch_size))
+        if not self._recent or lines[0]["step"] <= self._recent[-1]["step"]:
+            self._begin(bar, int(lines[0]["step"]) - 1)
+        self._recent += lines
+        bar.set_postfix_str(self._told(), refresh=False)
+        bar.update(int(lines[-1]["step"]) - bar.n)
 
-
-def _draw(bar: "tqdm[Any]", steps: int, last: Values, speed: float) -> None:
-    if not bar.n:  # the time that Ray took to start says nothing about the time left
+    def _begin(self, bar: "tqdm[Any]", done: int) -> None:
+        """The time that Ray took to start says nothing about the time left."""
+        self._recent.clear()
         bar.set_description("train")
+        bar.n = bar.initial = done
         bar.start_t = bar.last_print_t = time.time()
-    bar.set_postfix_str(f"loss {last['loss']:.3f}, {speed:.0f} samples/s", refresh=False)
-    bar.update(steps)
+
+    def _told(self) -> str:
+        recent = list(self._recent)
+        last = recent[-1]
+        speed = samples_per_s(recent, self._batch_size) / self._workers
+        return (
+            f"loss {last['loss']:.3f}, {speed:.0f} samples/s a worker, "
+            f"data wait {data_wait(recent):.0%}, lr {last['lr']:.2g}, "
+            f"scale {last['logit_scale']:.1f}"
+        )

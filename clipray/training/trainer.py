@@ -1,41 +1,100 @@
-"""The training loop of one rank: batch → loss → update.
+"""The steps of one rank: batch → gradients → update, and all that a run must remember.
 
-Plain torch under DDP, or alone. Who starts the ranks, and where the metrics go, is not known here.
+Plain torch under DDP, or alone. Who starts the ranks, which batch comes next and where the metrics
+go is not known here.
 """
 
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from clipray import clip
 from clipray.clip import ClipModel
 from clipray.config import Config
-from clipray.pixels import Normaliser, pixel_reader
+from clipray.errors import ClipRayError, ConfigError
+from clipray.manifest import ModelFolder
+from clipray.pixels import Normaliser
 from clipray.training.augment import AugmentConfig, augment
-from clipray.training.loader import Batch, LoaderConfig, Plan
-from clipray.training.loss import contrastive_loss
-from clipray.training.optim import OptimConfig, build_optimizer, learning_rate
+from clipray.training.gradients import Gradients
+from clipray.training.loader import Batch, LoaderConfig
+from clipray.training.locks import LockConfig, lock
+from clipray.training.loss import LossConfig
+from clipray.training.metrics import Values
+from clipray.training.optim import OptimConfig, build_optimizer, set_rates
+from clipray.training.peers import Peers
 
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
+STATE_FILE = "training.pt"
+MOST_SKIPPED = 10  # steps in a row
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Recipe(Config):
     """All that decides the weights that come out, given data and a model to start from."""
 
     epochs: int = Field(10, ge=1, description="passes over the data")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast")
+    precision: Precision = Field("bf16", description="bf16 and fp16 are autocast")
     seed: int = Field(0, ge=0, description="of weights, order, captions and augmentation")
+    accumulate: int = Field(
+        1, ge=1, description="cut a batch into so many parts, each with all negatives; saves memory"
+    )
+    grad_checkpointing: bool = Field(False, description="compute twice instead of remembering")
+    compile: bool = Field(False, description="compile the model with torch.compile")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="result is an average of the weights that decays like this"
+    )
     loader: LoaderConfig = LoaderConfig()
+    loss: LossConfig = LossConfig()
+    lock: LockConfig = LockConfig()
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
     augment_until: float = Field(
         1.0, ge=0, le=1, description="share of all steps that augment; the last ones see the data"
     )
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "Recipe":
+        if self.loader.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: a batch of {self.loader.batch_size} cannot be cut into "
+                f"{self.accumulate} equal parts"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that was made, on the device: reading it waits for the device.
+
+    Attributes:
+        loss: of this rank's rows.
+        norm: of the gradient, before it was clipped.
+        scale: logit scale after the step.
+        lr: peak rate of the groups.
+    """
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    scale: Tensor
+    lr: float
+    order: int
+    replaced: int
+    waited: float
+    at: float
 
 
 class Trainer:
@@ -44,74 +103,188 @@ class Trainer:
     Args:
         model: trained in place.
         recipe: how.
-        plan: the order of samples; gives the number of steps.
-        device: where this rank computes.
-        wrap: makes the module that is called, such as DDP's.
+        steps: of one epoch.
+        peers: the other ranks; all call each method together.
+        state: of a checkpoint, from `Trainer.read`.
     """
 
     def __init__(
         self,
         model: ClipModel,
         recipe: Recipe,
-        plan: Plan,
-        device: torch.device,
-        wrap: Callable[[nn.Module], nn.Module],
+        steps: int,
+        peers: Peers,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        self._recipe, self._plan, self._device = recipe, plan, device
-        self.pixels = pixel_reader(model.preprocess)
-        self._normalise = Normaliser(model.preprocess, device)
-        self._raw: Any = model.module.to(device).train().to(memory_format=torch.channels_last)
-        self._module = wrap(self._raw)
-        self._optimizer = build_optimizer(self._raw, recipe.optim)
-        self._steps = recipe.epochs * plan.steps
-        self._done = 0
-        self._losses: list[Tensor] = []
-
-    def epoch(self, batches: Iterator[Batch]) -> Iterator[dict[str, float]]:
-        """Train on the batches of one epoch; yields the metrics of each step."""
-        self._losses = []
-        for batch in batches:
-            yield self._step(batch)
-
-    def loss(self) -> float:
-        """Mean loss of the epoch, over all ranks."""
-        mean = torch.stack(self._losses).mean()
-        if self._plan.world > 1:
-            dist.all_reduce(mean)
-        return mean.item() / self._plan.world
-
-    def _step(self, batch: Batch) -> dict[str, float]:
-        rate = learning_rate(self._recipe.optim, self._done, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._loss(batch)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._recipe.optim.clip_grad_norm:
-            clip_grad_norm_(self._raw.parameters(), self._recipe.optim.clip_grad_norm)
-        self._optimizer.step()
-        with torch.no_grad():
-            self._raw.logit_scale.clamp_(0, MAX_LOG_SCALE)
-        self._done += 1
-        self._losses.append(loss.detach())
-        scale = self._raw.logit_scale.exp().item()
-        return {"step": self._done, "loss": loss.item(), "lr": rate, "logit_scale": scale}
-
-    def _loss(self, batch: Batch) -> Tensor:
-        images = batch.images
-        if self._done < self._recipe.augment_until * self._steps:
-            images = augment(images, batch.seeds, self._recipe.augment)
-        pixels = self._normalise(images.to(self._device)).contiguous(
-            memory_format=torch.channels_last
+        self.model, self._recipe, self._peers = model, recipe, peers
+        self._epoch_steps, self._steps = steps, recipe.epochs * steps
+        self._normalise = Normaliser(model.preprocess, peers.device)
+        self.raw: Any = _prepared(model, recipe).to(peers.device)
+        self._average = _average(self.raw, recipe)
+        self._optimizer = build_optimizer(self.raw, recipe.optim)
+        fp16 = recipe.precision == "fp16"
+        self._scaler = torch.amp.GradScaler(peers.device.type, enabled=fp16)
+        self.done = 0
+        if state is not None:
+            self._restore(state)
+        self._gradients = Gradients(
+            _wrapped(self.raw, recipe, peers),
+            recipe.loss,
+            recipe.precision,
+            recipe.accumulate,
+            self._scaler if fp16 else None,
         )
-        bf16 = self._recipe.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            out = self._module(pixels, batch.tokens.to(self._device))
-        images, texts, scale = _features(out)
-        return contrastive_loss(images.float(), texts.float(), scale)
+        self._pending: list[Done] = []
+        self._skipped = 0
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self._steps
+
+    @property
+    def result(self) -> nn.Module:
+        """The weights that a finished run gives, as a module."""
+        averaged: nn.Module = self._average.module if self._average else self.raw
+        return averaged
+
+    def step(self, batch: Batch, waited: float = 0.0) -> None:
+        """One update; `waited` seconds for the batch are noted."""
+        rate = set_rates(
+            self._optimizer, self._recipe.optim, self.done, self._steps, self._epoch_steps
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._gradients(self._pixels(batch), self._tokens(batch), self._seed())
+        norm = self._update()
+        with torch.no_grad():
+            self.raw.logit_scale.clamp_(0, MAX_LOG_SCALE)
+            scale = self.raw.logit_scale.exp()
+        if self._average:
+            self._average.update_parameters(self.raw)
+        self.done += 1
+        self._pending.append(
+            Done(self.done, loss, norm, scale, rate, batch.order, batch.replaced, waited,
+                 time.time())
+        )  # fmt: skip
+
+    def drain(self) -> list[Values]:
+        """The metrics of the steps since the last call, over all ranks.
+
+        Raises:
+            ClipRayError: the gradient was not finite in too many steps in a row.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return []
+        losses = torch.stack([done.loss for done in pending]).tolist()
+        norms = torch.stack([done.norm for done in pending]).tolist()
+        scales = torch.stack([done.scale for done in pending]).tolist()
+        world = self._peers.world
+        bad = [float(done.replaced) for done in pending]
+        sums = self._peers.sum([*losses, *bad])
+        lines: list[Values] = []
+        for at, done in enumerate(pending):
+            skipped = not math.isfinite(norms[at])
+            self._skipped = self._skipped + 1 if skipped else 0
+            lines.append({
+                "step": done.step, "epoch": (done.step - 1) // self._epoch_steps,
+                "loss": sums[at] / world, "lr": done.lr, "logit_scale": scales[at],
+                "grad_norm": norms[at], "skipped": float(skipped),
+                "replaced": sums[len(pending) + at], "order": done.order,
+                "waited": done.waited, "time": done.at,
+            })  # fmt: skip
+            if self._skipped == MOST_SKIPPED:
+                raise ClipRayError(
+                    f"step {done.step}: the gradient was not finite in {MOST_SKIPPED} steps in a "
+                    "row; lower optim.lr, set optim.clip_grad_norm, or use precision bf16 or fp32"
+                )
+        return lines
+
+    def save(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Write a model folder with the state of training beside it; rank 0 calls it alone."""
+        files = ModelFolder(folder)
+        with_result = ClipModel(
+            self.result, self.model.tokenize, self.model.architecture, self.model.preprocess,
+            self.model.source,
+        )  # fmt: skip
+        clip.save(with_result, folder, metrics)
+        state = {
+            "step": self.done,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "skipped": self._skipped,
+        }
+        if self._average:
+            state |= {"weights": self.raw.state_dict(), "averaged": int(self._average.n_averaged)}
+        torch.save(state, files.root / STATE_FILE)
+
+    @staticmethod
+    def read(folder: Path) -> dict[str, Any]:
+        """The state that `save` wrote, on the CPU."""
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        return {"result": load_file(ModelFolder(folder).weights), **state}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.raw.load_state_dict(state.get("weights", state["result"]))
+        if self._average:
+            self._average.module.load_state_dict(state["result"])
+            self._average.n_averaged.fill_(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.done, self._skipped = state["step"], state["skipped"]
+
+    def _update(self) -> Tensor:
+        """Skips itself, on all ranks, when the gradient is not finite."""
+        self._scaler.unscale_(self._optimizer)
+        trained = [p for p in self.raw.parameters() if p.grad is not None]
+        limit = self._recipe.optim.clip_grad_norm or math.inf
+        norm = clip_grad_norm_(trained, limit)
+        if self._scaler.is_enabled():
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            # The fused optimizer looks at it on the device, so that nobody has to wait.
+            self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self._optimizer.step()
+        return norm
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        images = batch.images
+        if self.done < self._recipe.augment_until * self._steps:
+            images = augment(images, batch.seeds, self._recipe.augment)
+        pixels = self._normalise(images.to(self._peers.device, non_blocking=True))
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        return batch.tokens.to(self._peers.device, non_blocking=True)
+
+    def _seed(self) -> int:
+        """Of what is random inside the model: the same again when a step is made again."""
+        place = self._recipe.seed, self.done, self._peers.rank
+        return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _features(out: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if isinstance(out, dict):
-        return out["image_features"], out["text_features"], out["logit_scale"]
-    return out[0], out[1], out[2]
+def _prepared(model: ClipModel, recipe: Recipe) -> nn.Module:
+    module: Any = model.module.train().to(memory_format=torch.channels_last)
+    if recipe.loss.name == "siglip" and getattr(module, "logit_bias", None) is None:
+        raise ConfigError(
+            "loss.name siglip: the model has no logit_bias; set init_logit_bias (-10) and "
+            "init_logit_scale (2.3) in its model_cfg, or take a SigLIP model"
+        )
+    lock(module, recipe.lock)
+    if recipe.grad_checkpointing:
+        module.set_grad_checkpointing(True)
+    return module
+
+
+def _average(module: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    if recipe.ema is None:
+        return None
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+
+
+def _wrapped(module: nn.Module, recipe: Recipe, peers: Peers) -> nn.Module:
+    if peers.world > 1:
+        on_gpu = [peers.device] if peers.device.type == "cuda" else None
+        module = DistributedDataParallel(module, on_gpu, gradient_as_bucket_view=True)
+    return torch.compile(module) if recipe.compile else module  # type: ignore[return-value]

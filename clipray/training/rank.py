@@ -1,0 +1,281 @@
+"""A run as one rank lives it: go on from the newest checkpoint, train, evaluate, save, end.
+
+All ranks take the same turns. Before each step they agree on going on, so that none waits for one
+that has failed. Who started the ranks is not known here; they talk to it through `Signals`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import Field
+
+from clipray import clip, uri
+from clipray.errors import ClipRayError, ConfigError, OutputError
+from clipray.manifest import ModelSource
+from clipray.pixels import pixel_reader
+from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, Checkpoints
+from clipray.training.corpus import Corpus
+from clipray.training.evaluation import Evaluation, EvaluationConfig
+from clipray.training.loader import Batch, Loader
+from clipray.training.logbook import Logbook, LogConfig
+from clipray.training.metrics import Values
+from clipray.training.peers import Peers
+from clipray.training.plan import Plan
+from clipray.training.run_folder import RunFolder
+from clipray.training.trainer import Recipe, Trainer
+
+log = logging.getLogger(__name__)
+
+PREEMPTION_LOOK_S = 5
+
+ResultT = TypeVar("ResultT")
+
+
+class Job(Recipe):
+    """What a rank has to know: the recipe, the model to begin with, and what to do on the way."""
+
+    model: str = Field(
+        description="open_clip model name, model folder, or JSON file with open_clip's model_cfg"
+    )
+    pretrained: str | None = Field(
+        None, description="open_clip tag or weights file; random weights where not given"
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def source(self) -> ModelSource:
+        """The model to begin with."""
+        return ModelSource(name=self.model, pretrained=self.pretrained)
+
+
+class Signals(Protocol):
+    """How a run talks to who started it."""
+
+    def tell(self, lines: list[Values]) -> None:
+        """Metrics of steps; the first rank alone tells them."""
+
+    def stop_asked(self) -> bool:
+        """Whether the run is to end early, with a checkpoint; the first rank alone asks."""
+
+    def preempted(self) -> bool:
+        """Whether a node goes away soon; all ranks ask together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: steps that are done.
+        stopped: it was asked to end early.
+    """
+
+    step: int
+    stopped: bool
+
+
+def run_rank(job: Job, corpus: Corpus, run: RunFolder, peers: Peers, signals: Signals) -> Outcome:
+    """Live a run; all ranks call it together.
+
+    Args:
+        job: the same on all ranks.
+        corpus: samples to train on.
+        run: where checkpoints and logs are; the first rank alone looks into it.
+        peers: the ranks.
+        signals: to who started them.
+
+    Raises:
+        ClipRayError: the same one on all ranks.
+    """
+    with ExitStack() as stack:
+        return _Rank(job, corpus, run, peers, signals, stack).live()
+
+
+class _Rank:
+    def __init__(
+        self,
+        job: Job,
+        corpus: Corpus,
+        run: RunFolder,
+        peers: Peers,
+        signals: Signals,
+        stack: ExitStack,
+    ) -> None:
+        self._job, self._corpus, self._run, self._peers = job, corpus, run, peers
+        self._signals = signals
+        self._checkpoints = Checkpoints(run.checkpoints, job.checkpoints)
+        self._plan = _plan(job, corpus)
+        model = self._together(lambda: clip.create(job.source, job.seed))
+        state, self._metrics = self._resume()
+        self._trainer = self._together(lambda: Trainer(model, job, self._plan.steps, peers, state))
+        reader = pixel_reader(model.preprocess)
+        self._loader = Loader(
+            corpus, job.loader, self._plan, job.seed, peers.rank, peers.world,
+            pixels=reader, tokenize=model.tokenize,
+        )  # fmt: skip
+        self._evaluation = Evaluation(job.evaluation, model, peers, reader, job.precision)
+        self._saved, self._saved_at = self._trainer.done, time.monotonic()
+        self._looked_at, self._warned = time.monotonic(), False
+        self._losses: list[float] = []
+        self._logs: Path | None = None
+        self._book: Logbook | None = None
+        if peers.first:
+            self._logs = stack.enter_context(run.local())
+        self._book = self._together(
+            lambda: (
+                stack.enter_context(Logbook.opened(self._logs, job.log, self._saved, job))
+                if self._logs
+                else None
+            )
+        )
+        if peers.first:
+            run.note_environment(peers.world, str(peers.device))
+
+    def live(self) -> Outcome:
+        """All epochs that are left."""
+        steps = self._plan.steps
+        for epoch in range(self._trainer.done // steps, self._job.epochs):
+            for batch, waited in self._batches(epoch, self._trainer.done - epoch * steps):
+                self._trainer.step(batch, waited)
+                if self._trainer.done % self._job.log.every_steps == 0:
+                    self._write()
+                self._save_if_due()
+            if self._stopping:
+                break
+            self._end_epoch(epoch)
+        self._write()
+        if self._saved < self._trainer.done or not self._stopping:
+            self._save()
+        return Outcome(self._trainer.done, self._stopping)
+
+    _stopping = False
+    _wanted = False  # a checkpoint, which all have agreed on
+
+    def _batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, float]]:
+        """Batches with the seconds that each was waited for, until all agree to stop."""
+        batches = self._loader.epoch(epoch, start)
+        for _ in range(start, self._plan.steps):
+            began = time.perf_counter()
+            batch, error = None, None
+            try:
+                batch = next(batches)
+            except ClipRayError as raised:
+                error = raised
+            waited = time.perf_counter() - began
+            self._vote(error)
+            if self._stopping or batch is None:
+                return
+            yield batch, waited
+
+    def _vote(self, error: ClipRayError | None) -> None:
+        first, now = self._peers.first, time.monotonic()
+        stop = first and self._signals.stop_asked()
+        save = first and now - self._saved_at > 60 * self._job.checkpoints.every_minutes
+        look = first and now - self._looked_at > PREEMPTION_LOOK_S
+        failed, stopping, wanted, looking = self._peers.sum(
+            [float(error is not None), float(stop), float(save), float(look)]
+        )
+        if failed:
+            self._peers.agree(error)
+        self._stopping, self._wanted = bool(stopping), bool(wanted)
+        if looking:
+            self._looked_at = now
+            if self._signals.preempted() and not self._warned:
+                self._wanted = self._warned = True
+
+    def _save_if_due(self) -> None:
+        every = self._job.checkpoints.every_steps
+        if self._wanted or (every and self._trainer.done % every == 0):
+            self._write()
+            self._save()
+
+    def _end_epoch(self, epoch: int) -> None:
+        self._write()
+        last = epoch + 1 == self._job.epochs
+        if self._evaluation.due(epoch, last=last):
+            self._metrics = self._evaluation.run(self._trainer.result)
+            if self._book:
+                self._book.write({"step": self._trainer.done, "epoch": epoch} | self._metrics)
+                self._book.flush()
+        if self._losses:
+            self._metrics["loss"] = sum(self._losses) / len(self._losses)
+            self._losses = []
+        every = self._job.checkpoints.every_epochs
+        if every and (epoch + 1) % every == 0 and not last:
+            self._save()
+
+    def _write(self) -> None:
+        lines = self._trainer.drain()
+        self._losses += [line["loss"] for line in lines if not line["skipped"]]
+        if self._book and lines:
+            for line in lines:
+                self._book.write(line)
+            self._book.flush()
+            self._signals.tell(lines)
+
+    def _save(self) -> None:
+        error = None
+        if self._peers.first:
+            done, data = self._trainer.done, self._corpus.digest
+            try:
+                self._checkpoints.save(
+                    done, data, self._metrics, lambda at: self._trainer.save(at, self._metrics)
+                )
+                if self._logs:
+                    self._run.send_logs(self._logs)
+            except OSError as raised:
+                error = OutputError(
+                    f"{self._run.checkpoints}: a checkpoint cannot be written "
+                    f"({raised.strerror or raised})"
+                )
+        self._peers.agree(error)
+        self._saved, self._saved_at, self._wanted = self._trainer.done, time.monotonic(), False
+
+    def _resume(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """State and metrics of the newest checkpoint, as the first rank finds it."""
+        found: tuple[dict[str, Any] | None, dict[str, float]] = (None, {})
+        error: ClipRayError | None = None
+        if self._peers.first:
+            try:
+                with uri.reachable(self._run.root), self._checkpoints.newest() as checkpoint:
+                    if checkpoint:
+                        found = self._state(*checkpoint)
+            except ClipRayError as raised:
+                error = raised
+        self._peers.agree(error)
+        return self._peers.share(found)
+
+    def _state(
+        self, folder: Path, manifest: CheckpointManifest
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        if manifest.data != self._corpus.digest:
+            raise ConfigError(
+                f"{self._run.root}: its data has changed since step {manifest.step}; bring back "
+                "the shards as they were, or choose another --run"
+            )
+        log.warning("going on from the checkpoint of step %d", manifest.step)
+        return Trainer.read(folder), manifest.metrics
+
+    def _together(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do something on all ranks; where one cannot, all end."""
+        result, error = None, None
+        try:
+            result = work()
+        except ClipRayError as raised:
+            error = raised
+        self._peers.agree(error)
+        return result  # type: ignore[return-value]
+
+
+def _plan(job: Job, corpus: Corpus) -> Plan:
+    return Plan(
+        corpus.counts, job.loader.batch_size, job.seed,
+        weights=corpus.weights, window=job.loader.shuffle_shards,
+    )  # fmt: skip
