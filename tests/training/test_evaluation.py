@@ -182,11 +182,12 @@ def test_a_limit_takes_samples_from_all_over(opened, kinds, tmp_path):
     assert (found["zero_shot_samples"], found["zero_shot_unknown"]) == (1, 6)
 
 
-def test_bf16_measures_nearly_the_same(opened, photos):
-    config = EvaluationConfig(input=(str(photos),))
+def test_bf16_measures_nearly_the_same(opened, kinds, colours):
+    config = both(kinds, colours)
     full, half = run(opened, config), run(opened, config, autocast=torch.bfloat16)
     assert half["clip_val_loss"] == pytest.approx(full["clip_val_loss"], abs=0.05)
     assert half["clip_val_loss"] != full["clip_val_loss"]
+    assert half["zero_shot_top1"] == pytest.approx(full["zero_shot_top1"], abs=0.1)
 
 
 def test_the_text_may_stand_in_another_column(opened, shards):
