@@ -71,6 +71,15 @@ def find_sources(inputs: Sequence[str]) -> Sources:
     return Sources(tuple(found.values()), missing)
 
 
+def absolute(given: str) -> str:
+    """An input as a process with another working directory has to name it."""
+    name, rest = uri.split_name(given)
+    if "://" in rest:
+        return given
+    path = Path(rest).resolve()
+    return f"{name}={path}" if name else str(path)
+
+
 def _resolve(given: str, missing: dict[str, str]) -> list[Source]:
     name, rest = uri.split_name(given)
     if _has_magic(rest) and not Path(rest).exists():

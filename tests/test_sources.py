@@ -4,7 +4,7 @@ import pytest
 
 from clipray import uri
 from clipray.errors import ConfigError, InputError
-from clipray.sources import find_sources
+from clipray.sources import absolute, find_sources
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -97,3 +97,13 @@ def test_a_path_that_exists_is_no_pattern(tmp_path):
 def test_a_question_mark_is_no_pattern_in_a_uri():
     with pytest.raises(InputError, match="no such folder"):
         find_sources(["memory://nowhere/a?b"])
+
+
+def test_an_input_is_made_absolute_under_its_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    assert absolute("x/*.tar") == str(tmp_path / "x/*.tar")
+    assert absolute("mine=x") == f"mine={tmp_path / 'x'}"
+    assert absolute("a=b") == str(tmp_path / "a=b")
+    for whole in ("s3://bucket/x", "mine=s3://bucket/x", str(tmp_path / "a=b")):
+        assert absolute(whole) == whole
