@@ -123,8 +123,15 @@ def train(config: TrainConfig) -> TrainReport:
         raise OutputError(f"{output}: exists already; choose another --output or remove it")
     run = RunFolder(uri.at(config.run or f"{output}-run"))
     source = config.source.absolute()
-    config = config.model_copy(update={"model": source.name, "pretrained": source.pretrained})
-    corpus = Corpus.survey(config.input, config.loader)
+    config = config.model_copy(
+        update={
+            "model": source.name,
+            "pretrained": source.pretrained,
+            "evaluation": config.evaluation.absolute(),
+        }
+    )
+    config.evaluation.check()
+    corpus = Corpus.survey(config.input, config.loader.captions)
     plan = _plan(config, corpus)
     clip.create(source, config.seed)  # a wrong model is told here and not by a worker
     storage.make_folder(output.parent)

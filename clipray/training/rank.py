@@ -6,11 +6,11 @@ that has failed. Who started the ranks is not known here; they talk to it throug
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -27,13 +27,12 @@ from clipray.training.metrics import Values
 from clipray.training.peers import Peers
 from clipray.training.plan import Plan
 from clipray.training.run_folder import RunFolder
+from clipray.training.shares import from_first, together
 from clipray.training.trainer import Recipe, Trainer
 
 log = logging.getLogger(__name__)
 
 PREEMPTION_LOOK_S = 5
-
-ResultT = TypeVar("ResultT")
 
 
 class Job(Recipe):
@@ -95,48 +94,48 @@ def run_rank(job: Job, corpus: Corpus, run: RunFolder, peers: Peers, signals: Si
         ClipRayError: the same one on all ranks.
     """
     with ExitStack() as stack:
-        return _Rank(job, corpus, run, peers, signals, stack).live()
+        rank = _Rank(job, corpus, run, peers, signals)
+        together(lambda: rank.open_book(stack), peers)
+        return rank.live()
 
 
 class _Rank:
     def __init__(
-        self,
-        job: Job,
-        corpus: Corpus,
-        run: RunFolder,
-        peers: Peers,
-        signals: Signals,
-        stack: ExitStack,
+        self, job: Job, corpus: Corpus, run: RunFolder, peers: Peers, signals: Signals
     ) -> None:
         self._job, self._corpus, self._run, self._peers = job, corpus, run, peers
         self._signals = signals
         self._checkpoints = Checkpoints(run.checkpoints, job.checkpoints)
-        self._plan = _plan(job, corpus)
-        model = self._together(lambda: clip.create(job.source, job.seed))
-        state, self._metrics = self._resume()
-        self._trainer = self._together(lambda: Trainer(model, job, self._plan.steps, peers, state))
-        reader = pixel_reader(model.preprocess)
+        self._plan = Plan.of(corpus, job.loader, job.seed)
+        model = together(lambda: clip.create(job.source, job.seed), peers)
+        state, self._metrics = from_first(self._found, peers)
+        self._trainer = together(
+            lambda: Trainer(model, job, self._plan.steps, peers, state), peers
+        )
+        pixels = pixel_reader(model.preprocess)
         self._loader = Loader(
-            corpus, job.loader, self._plan, job.seed, peers.rank, peers.world,
-            pixels=reader, tokenize=model.tokenize,
+            corpus, job.loader, self._plan, job.seed, rank=peers.rank, world=peers.world,
+            pixels=pixels, tokenize=model.tokenize,
         )  # fmt: skip
-        self._evaluation = Evaluation(job.evaluation, model, peers, reader, job.precision)
+        self._evaluation = Evaluation(
+            job.evaluation, model, peers, pixels=pixels, threads=job.loader.threads,
+            autocast=AUTOCAST[job.precision],
+        )  # fmt: skip
         self._saved, self._saved_at = self._trainer.done, time.monotonic()
         self._looked_at, self._warned = time.monotonic(), False
+        self._stopping, self._wanted = False, False
         self._losses: list[float] = []
         self._logs: Path | None = None
         self._book: Logbook | None = None
-        if peers.first:
-            self._logs = stack.enter_context(run.local())
-        self._book = self._together(
-            lambda: (
-                stack.enter_context(Logbook.opened(self._logs, job.log, self._saved, job))
-                if self._logs
-                else None
-            )
-        )
-        if peers.first:
-            run.note_environment(peers.world, str(peers.device))
+
+    def open_book(self, stack: ExitStack) -> None:
+        """Begin to write things down, on the first rank."""
+        if self._peers.first:
+            self._logs = stack.enter_context(self._run.local())
+            log_config = self._job.log
+            book = Logbook.opened(self._logs, log_config, self._saved, self._job)
+            self._book = stack.enter_context(book)
+            self._run.note_environment(self._peers.world, str(self._peers.device))
 
     def live(self) -> Outcome:
         """All epochs that are left."""
@@ -154,9 +153,6 @@ class _Rank:
         if self._saved < self._trainer.done or not self._stopping:
             self._save()
         return Outcome(self._trainer.done, self._stopping)
-
-    _stopping = False
-    _wanted = False  # a checkpoint, which all have agreed on
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, float]]:
         """Batches with the seconds that each was waited for, until all agree to stop."""
@@ -199,7 +195,7 @@ class _Rank:
     def _end_epoch(self, epoch: int) -> None:
         self._write()
         last = epoch + 1 == self._job.epochs
-        if self._evaluation.due(epoch, last=last):
+        if self._job.evaluation.due(epoch, self._job.epochs):
             self._metrics = self._evaluation.run(self._trainer.result)
             if self._book:
                 self._book.write({"step": self._trainer.done, "epoch": epoch} | self._metrics)
@@ -221,36 +217,29 @@ class _Rank:
             self._signals.tell(lines)
 
     def _save(self) -> None:
-        error = None
-        if self._peers.first:
-            done, data = self._trainer.done, self._corpus.digest
-            try:
-                self._checkpoints.save(
-                    done, data, self._metrics, lambda at: self._trainer.save(at, self._metrics)
-                )
-                if self._logs:
-                    self._run.send_logs(self._logs)
-            except OSError as raised:
-                error = OutputError(
-                    f"{self._run.checkpoints}: a checkpoint cannot be written "
-                    f"({raised.strerror or raised})"
-                )
-        self._peers.agree(error)
+        together(self._write_checkpoint, self._peers)
         self._saved, self._saved_at, self._wanted = self._trainer.done, time.monotonic(), False
 
-    def _resume(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
-        """State and metrics of the newest checkpoint, as the first rank finds it."""
-        found: tuple[dict[str, Any] | None, dict[str, float]] = (None, {})
-        error: ClipRayError | None = None
-        if self._peers.first:
-            try:
-                with uri.reachable(self._run.root), self._checkpoints.newest() as checkpoint:
-                    if checkpoint:
-                        found = self._state(*checkpoint)
-            except ClipRayError as raised:
-                error = raised
-        self._peers.agree(error)
-        return self._peers.share(found)
+    def _write_checkpoint(self) -> None:
+        if not self._peers.first:
+            return
+        trainer, metrics = self._trainer, self._metrics
+        try:
+            self._checkpoints.save(
+                trainer.done, self._corpus.digest, metrics, lambda at: trainer.save(at, metrics)
+            )
+            if self._logs:
+                self._run.send_logs(self._logs)
+        except OSError as error:
+            raise OutputError(
+                f"{self._run.checkpoints}: a checkpoint cannot be written "
+                f"({error.strerror or error})"
+            ) from error
+
+    def _found(self) -> tuple[dict[str, Any] | None, dict[str, float]]:
+        """State and metrics of the newest checkpoint."""
+        with uri.reachable(self._run.root), self._checkpoints.newest() as checkpoint:
+            return self._state(*checkpoint) if checkpoint else (None, {})
 
     def _state(
         self, folder: Path, manifest: CheckpointManifest
@@ -262,20 +251,3 @@ class _Rank:
             )
         log.warning("going on from the checkpoint of step %d", manifest.step)
         return Trainer.read(folder), manifest.metrics
-
-    def _together(self, work: Callable[[], ResultT]) -> ResultT:
-        """Do something on all ranks; where one cannot, all end."""
-        result, error = None, None
-        try:
-            result = work()
-        except ClipRayError as raised:
-            error = raised
-        self._peers.agree(error)
-        return result  # type: ignore[return-value]
-
-
-def _plan(job: Job, corpus: Corpus) -> Plan:
-    return Plan(
-        corpus.counts, job.loader.batch_size, job.seed,
-        weights=corpus.weights, window=job.loader.shuffle_shards,
-    )  # fmt: skip

@@ -32,7 +32,7 @@ def share_out(items: Sequence[ItemT], work: "Work[ItemT, ResultT]", peers: Peers
         ClipRayError: the first that a rank came with, on all ranks.
     """
     mine = items[peers.rank :: peers.world]
-    shares = peers.gather(_attempt(lambda: list(work(mine)), peers) or [])
+    shares = peers.gather(together(lambda: list(work(mine)), peers))
     return [shares[number % peers.world][number // peers.world] for number in range(len(items))]
 
 
@@ -42,18 +42,19 @@ def from_first(make: Callable[[], ResultT], peers: Peers) -> ResultT:
     Raises:
         ClipRayError: the one that the first rank met, on all ranks.
     """
-    return peers.share(_attempt(make if peers.first else _nothing, peers))
+    return peers.share(together(lambda: make() if peers.first else None, peers))
 
 
-def _attempt(make: Callable[[], ResultT | None], peers: Peers) -> ResultT | None:
-    made, failure = None, None
+def together(make: Callable[[], ResultT], peers: Peers) -> ResultT:
+    """What this rank makes, if all ranks can; called by all.
+
+    Raises:
+        ClipRayError: the first that a rank met, on all ranks.
+    """
     try:
         made = make()
     except ClipRayError as error:
-        failure = error
-    peers.agree(failure)
+        peers.agree(error)
+        raise
+    peers.agree(None)
     return made
-
-
-def _nothing() -> None:
-    return None

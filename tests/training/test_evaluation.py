@@ -1,14 +1,11 @@
 """What is measured is the model as vanilla open_clip runs it, on any number of ranks."""
 
-import json
 import logging
 
 import open_clip
 import pytest
 import torch
-import torch.distributed as dist
 from PIL import Image
-from torch import multiprocessing
 from torch.nn.functional import normalize
 
 from clipray import clip
@@ -16,7 +13,7 @@ from clipray.errors import InputError
 from clipray.manifest import ModelSource
 from clipray.pixels import pixel_reader
 from clipray.training.evaluation import Evaluation, EvaluationConfig
-from clipray.training.peers import CPU, Peers
+from clipray.training.peers import Peers
 from clipray.training.zero_shot import ZeroShotConfig
 from tests.drawing import COLOURS, drawings, write_folder
 
@@ -119,34 +116,27 @@ def both(kinds, colours):
     return EvaluationConfig(input=(str(kinds),), batch_size=5, zero_shot=zero_shot)
 
 
-def _rank(rank, world, folder, model, config):
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-    torch.set_num_threads(1)
+def measured(peers, model, config):
+    """What a rank measures; then rank 1 fails alone."""
     opened = clip.load(ModelSource(name=model))
-    peers = Peers.join(CPU)
-    told = [run(opened, config, peers=peers)]
-    if rank == 1:
+    found = run(opened, config, peers=peers)
 
-        def fail(data):
-            raise InputError("a rank alone")
+    def fail(data):
+        raise InputError("a rank alone")
 
-        failing = Evaluation(config, opened, peers, pixels=fail)
-    else:
-        failing = evaluation(opened, config, peers)
+    pixels = fail if peers.rank == 1 else pixel_reader(opened.preprocess)
     with pytest.raises(InputError, match="a rank alone"):
-        failing.run(opened.module)
-    (folder / f"{rank}.json").write_text(json.dumps(told))
-    dist.destroy_process_group()
+        Evaluation(config, opened, peers, pixels=pixels).run(opened.module)
+    return found
 
 
-def test_two_ranks_measure_what_one_does_and_fail_together(tmp_path, opened, model, kinds, colours):
+def test_two_ranks_measure_what_one_does_and_fail_together(
+    two_ranks, opened, model, kinds, colours
+):
     config = both(kinds, colours)
-    multiprocessing.spawn(_rank, (2, tmp_path, str(model), config), nprocs=2)
     alone = run(opened, config)
     assert alone["evaluation_rejected"] == 2
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [alone]
+    assert two_ranks(measured, str(model), config) == [alone, alone]
 
 
 def test_every_part_of_the_module_comes_back_in_its_mode(opened, photos):

@@ -23,7 +23,6 @@ from clipray.training.peers import Peers
 from clipray.training.rank import Job, run_rank
 from clipray.training.run_folder import RunFolder
 from clipray.training.trainer import Trainer
-from tests.training.two_ranks import TwoRanks
 
 STEPS = 9  # three epochs of 40 samples in batches of 12
 
@@ -76,13 +75,6 @@ def job(architecture):
 @pytest.fixture(scope="module")
 def corpus(shards):
     return Corpus.survey((str(shards),), {"caption": 1.0})
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    made = TwoRanks(tmp_path_factory.mktemp("ranks"))
-    yield made
-    made.close()
 
 
 def lines_of(folder):
@@ -220,18 +212,18 @@ def live_on_ranks(peers, folder, job, corpus, told=None):
     return outcome.step
 
 
-def test_two_ranks_live_the_same_run_as_one(tmp_path, job, corpus, ranks):
+def test_two_ranks_live_the_same_run_as_one(tmp_path, job, corpus, two_ranks):
     live(tmp_path / "one", job(), corpus)
-    assert ranks(live_on_ranks, tmp_path / "two", job(), corpus) == [STEPS, STEPS]
+    assert two_ranks(live_on_ranks, tmp_path / "two", job(), corpus) == [STEPS, STEPS]
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
     assert [line["order"] for line in one] == [line["order"] for line in two]
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
     assert one[-1]["loss"] < one[0]["loss"]
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, job, corpus, ranks):
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, job, corpus, two_ranks):
     live(tmp_path / "whole", job(), corpus)
-    assert ranks(live_on_ranks, tmp_path / "cut", job(), corpus, Told(stop_after=5)) == [5, 5]
+    assert two_ranks(live_on_ranks, tmp_path / "cut", job(), corpus, Told(stop_after=5)) == [5, 5]
     told = Told()
     live(tmp_path / "cut", job(), corpus, told)
     assert told.steps == [6, 7, 8, 9]
@@ -259,8 +251,8 @@ def poisoned(peers, folder, job, corpus):
         Trainer.step = step
 
 
-def test_all_ranks_skip_a_step_together(tmp_path, job, corpus, ranks):
-    ranks(poisoned, tmp_path, job(), corpus)
+def test_all_ranks_skip_a_step_together(tmp_path, job, corpus, two_ranks):
+    two_ranks(poisoned, tmp_path, job(), corpus)
     lines = [line for line in read_metrics(tmp_path / METRICS_FILE) if "loss" in line]
     assert [line["step"] for line in lines if line["skipped"]] == [3, 4, 5]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
@@ -286,8 +278,8 @@ def without_data(peers, folder, job, corpus):
         loader.Loader.epoch = epoch
 
 
-def test_a_rank_that_fails_alone_ends_all_with_its_reason(tmp_path, job, corpus, ranks):
-    assert ranks(without_data, tmp_path, job(), corpus) == ["the disk of rank 1 is gone"] * 2
+def test_a_rank_that_fails_alone_ends_all_with_its_reason(tmp_path, job, corpus, two_ranks):
+    assert two_ranks(without_data, tmp_path, job(), corpus) == ["the disk of rank 1 is gone"] * 2
 
 
 def test_only_whole_checkpoints_are_left(tmp_path, job, corpus):
