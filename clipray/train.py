@@ -20,13 +20,13 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from clipray import clip, cluster, storage
 from clipray.config import to_yaml
-from clipray.dataset import find_shards
-from clipray.errors import ClipRayError, InputError, OutputError, from_remote
+from clipray.errors import ClipRayError, OutputError, from_remote
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.report import Report
-from clipray.samples import Entry
-from clipray.training.loader import Loader, Plan, with_captions
+from clipray.training.corpus import Corpus
+from clipray.training.loader import Loader
 from clipray.training.metrics import MetricsWriter, followed, read_metrics, samples_per_s
+from clipray.training.plan import Plan
 from clipray.training.trainer import Recipe, Trainer
 
 log = logging.getLogger(__name__)
@@ -88,29 +88,37 @@ def train(config: TrainConfig) -> TrainReport:
         raise OutputError(f"{output}: exists already; choose another --output or remove it")
     source = _source(config).absolute()
     config = config.model_copy(update={"model": source.name, "pretrained": source.pretrained})
-    entries = _find_entries(config)
+    corpus = Corpus.survey(config.input, config.loader.captions)
     # A wrong plan or model is told here and not by a worker.
-    plan = Plan(len(entries), config.loader.batch_size, config.seed, world=config.workers)
+    plan = _plan(config, corpus)
+    plan.check_world(config.workers)
     clip.create(source, config.seed)
     storage.make_folder(output.parent)
     with _run_folder(output) as run, cluster.session(cpus=config.workers * config.cpus_per_worker):
         steps = plan.steps * config.epochs
         with followed(run / METRICS_FILE, steps, config.loader.batch_size):
-            result = _fit(config, entries, run)
+            result = _fit(config, corpus, run)
         return _publish(config, output, run, result)
 
 
 def train_worker(tree: dict[str, Any]) -> None:
-    """The work of one rank; `tree` holds config, entries and the run folder."""
+    """The work of one rank; `tree` holds config, corpus and the run folder."""
     config: TrainConfig = tree["config"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cpus_per_worker)
     model = clip.create(_source(config), config.seed)
-    plan = Plan(len(tree["entries"]), config.loader.batch_size, config.seed, rank, world)
+    plan = _plan(config, tree["corpus"])
     trainer = Trainer(model, config, plan, _device(), prepare_model)
     loader = Loader(
-        tree["entries"], config.loader, plan, pixels=trainer.pixels, tokenize=model.tokenize
+        tree["corpus"],
+        config.loader,
+        plan,
+        config.seed,
+        rank=rank,
+        world=world,
+        pixels=trainer.pixels,
+        tokenize=model.tokenize,
     )
     name = f"rank{rank}.jsonl" if rank else METRICS_FILE
     with (tree["run"] / name).open("w", encoding="utf-8") as stream:
@@ -135,33 +143,26 @@ def _hand_over(model: clip.ClipModel, metrics: dict[str, float]) -> None:
         ray.train.report(metrics, Checkpoint.from_directory(scratch), checkpoint_dir_name="last")
 
 
-def _find_entries(config: TrainConfig) -> list[Entry]:
-    entries: list[Entry] = []
-    for shard in find_shards(config.input).shards:
-        listing = shard.list()
-        if listing.damage:
-            log.warning("%s: left out, %s", shard.path, listing.damage)
-            continue
-        entries += listing.entries
-    usable = with_captions(entries, config.loader.captions)
-    if not usable:
-        wanted = ", ".join(config.loader.captions)
-        raise InputError(f"{', '.join(config.input)}: no image with a text in column {wanted}")
-    if len(usable) < len(entries):
-        log.warning(
-            "%d of %d samples have no image or no text", len(entries) - len(usable), len(entries)
-        )
-    return usable
+def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
+    loader = config.loader
+    weights = corpus.weights(loader.weights)
+    return Plan(
+        corpus.counts,
+        loader.batch_size,
+        config.seed,
+        weights=weights,
+        window=loader.shuffle_shards,
+    )
 
 
 def _source(config: TrainConfig) -> ModelSource:
     return ModelSource(name=config.model, pretrained=config.pretrained)
 
 
-def _fit(config: TrainConfig, entries: list[Entry], run: Path) -> ray.train.Result:
+def _fit(config: TrainConfig, corpus: Corpus, run: Path) -> ray.train.Result:
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "entries": entries, "run": run},
+        train_loop_config={"config": config, "corpus": corpus, "run": run},
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.gpu,

@@ -17,9 +17,11 @@ from clipray.clip import ClipModel
 from clipray.config import Config
 from clipray.pixels import Normaliser, pixel_reader
 from clipray.training.augment import AugmentConfig, augment
-from clipray.training.loader import Batch, LoaderConfig, Plan
+from clipray.training.batch import Batch
+from clipray.training.loader import LoaderConfig
 from clipray.training.loss import contrastive_loss
 from clipray.training.optim import OptimConfig, build_optimizer, learning_rate
+from clipray.training.plan import Plan
 
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
 
@@ -76,9 +78,10 @@ class Trainer:
     def loss(self) -> float:
         """Mean loss of the epoch, over all ranks."""
         mean = torch.stack(self._losses).mean()
-        if self._plan.world > 1:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if world > 1:
             dist.all_reduce(mean)
-        return mean.item() / self._plan.world
+        return mean.item() / world
 
     def _step(self, batch: Batch) -> dict[str, float]:
         rate = learning_rate(self._recipe.optim, self._done, self._steps)
