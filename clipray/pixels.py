@@ -5,7 +5,8 @@ reference. `fast` decodes a large JPEG at a fraction of its size and resizes wit
 a picture at all is decided in `images`, for both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ ENOUGH = 4  # a JPEG is decoded at least this many times as large as the model w
 
 
 def pixel_reader(preprocess: Mapping[str, Any], decode: Decode = "exact") -> Reader:
-    """What turns an image file into (3, height, width) uint8 pixels; thread-safe.
+    """What turns an image file into (3, height, width) uint8 pixels; thread-safe, pickles.
 
     Args:
         preprocess: open_clip's `preprocess_cfg`.
@@ -36,7 +37,11 @@ def pixel_reader(preprocess: Mapping[str, Any], decode: Decode = "exact") -> Rea
 
     The reader raises ImageError for the same files, whichever way.
     """
-    return _fast(preprocess) if decode == "fast" else _exact(preprocess)
+    steps = _steps(preprocess)
+    # One that keeps the ratio within a box is no Resize, and torchvision has none for it.
+    if decode == "fast" and isinstance(steps[0], Resize):
+        return _Fast(steps[0], steps[1:-1], int(np.max(preprocess["size"])))
+    return _Exact(Compose(steps))
 
 
 def geometry(preprocess: Mapping[str, Any]) -> Callable[[Image], Image]:
@@ -58,34 +63,29 @@ class Normaliser:
         return pixels.float().div_(255).sub_(self._mean).div_(self._std)
 
 
-def _exact(preprocess: Mapping[str, Any]) -> Reader:
-    crop = geometry(preprocess)
+@dataclass(frozen=True)
+class _Exact:
+    crop: Step
 
-    def read(data: bytes) -> Pixels:
-        upright = crop(images.decode(data))
+    def __call__(self, data: bytes) -> Pixels:
+        upright = self.crop(images.decode(data))
         return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
 
-    return read
 
+@dataclass(frozen=True)
+class _Fast:
+    resize: Resize
+    crops: Sequence[Step]  # without the last one, which is for Pillow's modes
+    side: int
 
-def _fast(preprocess: Mapping[str, Any]) -> Reader:
-    steps = _steps(preprocess)
-    if not isinstance(steps[0], Resize):
-        return _exact(preprocess)  # keeps the ratio within a box, which torchvision cannot
-    crop = Compose([_resize_tensor(steps[0]), *steps[1:-1]])  # the last one is for Pillow's modes
-    enough = ENOUGH * int(np.max(preprocess["size"]))
-
-    def read(data: bytes) -> Pixels:
-        upright = images.decode(data, enough)
+    def __call__(self, data: bytes) -> Pixels:
+        upright = images.decode(data, ENOUGH * self.side)
         whole = torch.from_numpy(np.array(upright)).permute(2, 0, 1)  # (3, H, W), channels last
+        small = resize(whole, self.resize.size, self.resize.interpolation, antialias=True)
+        for crop in self.crops:
+            small = crop(small)
         # Copied by numpy: torch copies with all its threads, which costs more than the resizing.
-        return np.ascontiguousarray(crop(whole).numpy())
-
-    return read
-
-
-def _resize_tensor(step: Resize) -> Step:
-    return lambda image: resize(image, step.size, step.interpolation, antialias=True)
+        return np.ascontiguousarray(small.numpy())
 
 
 def _steps(preprocess: Mapping[str, Any]) -> list[Step]:

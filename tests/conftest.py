@@ -22,8 +22,10 @@ from clipray.index.build import IndexBuildConfig, build
 from clipray.manifest import ModelSource, write_json
 from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
-from clipray.training.loader import Loader, LoaderConfig, Plan
+from clipray.training.corpus import Corpus
+from clipray.training.loader import Loader, LoaderConfig
 from clipray.training.optim import OptimConfig
+from clipray.training.plan import Plan
 from clipray.training.trainer import Recipe, Trainer
 from tests.drawing import write_folder, write_shards
 
@@ -75,13 +77,13 @@ def model(workspace: Path, architecture: Path, photos: Path) -> Path:
         loader=LoaderConfig(batch_size=20),
         optim=OptimConfig(lr=3e-3, warmup=0.1),
     )
-    entries = [
-        entry for shard in find_shards([str(photos)]).shards for entry in shard.list().entries
-    ]
+    corpus = Corpus.survey([str(photos)], recipe.loader.captions)
     made = clip.create(ModelSource(name=str(architecture)), seed=0)
-    plan = Plan(len(entries), recipe.loader.batch_size, recipe.seed)
+    plan = Plan(corpus.counts, recipe.loader.batch_size, recipe.seed)
     trainer = Trainer(made, recipe, plan, torch.device("cpu"), lambda module: module)
-    loader = Loader(entries, recipe.loader, plan, pixels=trainer.pixels, tokenize=made.tokenize)
+    loader = Loader(
+        corpus, recipe.loader, plan, recipe.seed, pixels=trainer.pixels, tokenize=made.tokenize
+    )
     for epoch in range(recipe.epochs):
         for _ in trainer.epoch(loader.epoch(epoch)):
             pass

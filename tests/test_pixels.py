@@ -1,5 +1,7 @@
 """Two ways from a file to pixels: the same rules, nearly the same picture."""
 
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
@@ -84,3 +86,11 @@ def test_a_cut_large_jpeg_is_refused(way):
     data = encoded(photo(640, 480), "JPEG")
     with pytest.raises(ImageError, match="not a readable image"):
         pixel_reader(SMALL, way)(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("way", ["exact", "fast"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_a_reader_does_the_same_in_another_process(way, mode):
+    read = pixel_reader(SMALL | {"resize_mode": mode}, way)
+    data = encoded(photo(300, 200), "JPEG")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(read))(data), read(data))

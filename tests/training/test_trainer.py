@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from clipray import clip
-from clipray.dataset import find_shards
 from clipray.manifest import ModelSource
 from clipray.training.augment import AugmentConfig
-from clipray.training.loader import Loader, LoaderConfig, Plan
+from clipray.training.corpus import Corpus
+from clipray.training.loader import Loader, LoaderConfig
 from clipray.training.optim import OptimConfig
+from clipray.training.plan import Plan
 from clipray.training.trainer import MAX_LOG_SCALE, Recipe, Trainer
 
 STRONG = AugmentConfig(rotate=30, shift=0.2, brightness=0.4)
@@ -17,17 +18,21 @@ STRONG = AugmentConfig(rotate=30, shift=0.2, brightness=0.4)
 @pytest.fixture(scope="module")
 def train(photos, architecture):
     """Run a recipe on the drawings; gives the trainer, the model and the metrics of all steps."""
-    (shard,) = find_shards([str(photos)]).shards
-    entries = shard.list().entries
+    corpus = Corpus.survey([str(photos)], {"caption": 1.0})
 
     def run(**options):
         options = {"epochs": 3, "precision": "fp32", "optim": OptimConfig(lr=3e-3)} | options
         recipe = Recipe(loader=LoaderConfig(batch_size=20), **options)
         model = clip.create(ModelSource(name=str(architecture)), recipe.seed)
-        plan = Plan(len(entries), 20, recipe.seed)
+        plan = Plan(corpus.counts, 20, recipe.seed)
         trainer = Trainer(model, recipe, plan, torch.device("cpu"), lambda module: module)
         loader = Loader(
-            entries, recipe.loader, plan, pixels=trainer.pixels, tokenize=model.tokenize
+            corpus,
+            recipe.loader,
+            plan,
+            recipe.seed,
+            pixels=trainer.pixels,
+            tokenize=model.tokenize,
         )
         epochs = range(recipe.epochs)
         steps = [step for epoch in epochs for step in trainer.epoch(loader.epoch(epoch))]
