@@ -19,7 +19,7 @@ from clipray.pixels import Normaliser, pixel_reader
 from clipray.training.augment import AugmentConfig, augment
 from clipray.training.loader import Batch, LoaderConfig, Plan
 from clipray.training.loss import contrastive_loss
-from clipray.training.optim import OptimConfig, build_optimizer, learning_rate
+from clipray.training.optim import OptimConfig, build_optimizer, set_rates
 
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
 
@@ -81,9 +81,8 @@ class Trainer:
         return mean.item() / self._plan.world
 
     def _step(self, batch: Batch) -> dict[str, float]:
-        rate = learning_rate(self._recipe.optim, self._done, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        optim, per_epoch = self._recipe.optim, self._plan.steps
+        rate = set_rates(self._optimizer, optim, self._done, self._steps, per_epoch)
         loss = self._loss(batch)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
