@@ -80,7 +80,7 @@ def _rank(rank, world, file, results):
     found = {name: run(Loss(config), *mine) for name, config in [*RIGHT.items(), ("c", CONSTANT)]}
     for tensor in (tensor for tensors in found.values() for tensor in tensors):
         dist.all_reduce(tensor)
-        tensor /= world  # as DDP does
+        tensor.div_(world)  # as DDP does
     torch.save(found, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
