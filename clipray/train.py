@@ -21,11 +21,12 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from clipray import clip, cluster, storage, uri
 from clipray.config import to_yaml
 from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
-from clipray.errors import ClipRayError, OutputError, from_remote
+from clipray.errors import ClipRayError, OutputError, UnavailableError, from_remote
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.report import Report
 from clipray.training.checkpoints import MANIFEST, Checkpoints
 from clipray.training.corpus import Corpus
+from clipray.training.loader import plan_of
 from clipray.training.metrics import Progress, read_metrics, samples_per_s
 from clipray.training.peers import Peers
 from clipray.training.plan import Plan
@@ -42,7 +43,8 @@ POLL_S = 0.5
 
 # Keys that do not decide what comes out of a run, so it may go on with others.
 FREE = ("output", "run", "workers", "min_workers", "cpus_per_worker", "gpu", "retries",
-        "checkpoints", "log", "evaluation", "loader.threads", "loader.processes", "loader.cache_mb")  # fmt: skip
+        "checkpoints", "log", "evaluation", "loader.threads", "loader.processes",
+        "loader.cache_mb")  # fmt: skip
 
 
 class TrainConfig(Job):
@@ -153,14 +155,19 @@ def train_worker(tree: dict[str, Any]) -> Outcome | ClipRayError:
     peers, signals = Peers.join(_device()), DeskSignals(tree["desk"])
     try:
         return run_rank(config, tree["corpus"], RunFolder(uri.at(tree["run"])), peers, signals)
+    except UnavailableError:
+        raise
     except ClipRayError as error:
         return error
 
 
 def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
-    plan = Plan.of(corpus, config.loader, config.seed)
-    for world in range(config.min_workers or config.workers or 1, (config.workers or 1) + 1):
-        plan.require_world(world * config.accumulate)
+    plan = plan_of(corpus, config.loader, config.seed)
+    most = config.workers or 1
+    for world in range(config.min_workers or most, most + 1):
+        plan.check_world(world, config.accumulate)
+    if plan.dropped:
+        log.info("%d of %d samples fill no batch in an epoch", plan.dropped, plan.samples)
     return plan
 
 
@@ -168,9 +175,12 @@ def _settled(config: TrainConfig, plan: Plan) -> TrainConfig:
     """With the number of workers, and what they compute on, as the cluster has it."""
     gpus = int(cluster.resources().get("GPU", 0))
     workers = config.workers or max(1, gpus)
-    plan.require_world(workers * config.accumulate)
+    plan.check_world(workers, config.accumulate)
     gpu = gpus >= workers if config.gpu is None else config.gpu
-    return config.model_copy(update={"workers": workers, "gpu": gpu})
+    loader = config.loader
+    if gpu and loader.processes is None:  # a GPU is fed by more than one interpreter
+        loader = loader.model_copy(update={"processes": config.cpus_per_worker - 1})
+    return config.model_copy(update={"workers": workers, "gpu": gpu, "loader": loader})
 
 
 def _device() -> torch.device:
@@ -198,11 +208,11 @@ def _trainer(
     """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder."""
     most = config.workers or 1
     return TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # what it returns comes back since Ray 2.50
         train_loop_config={"config": config, "corpus": corpus, "run": str(run.root), "desk": desk},
         torch_config=TorchConfig(timeout_s=WAIT_FOR_PEERS_S),
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, most) if config.min_workers else most,
+            num_workers=(config.min_workers, most) if config.min_workers else most,  # type: ignore[arg-type]
             use_gpu=bool(config.gpu),
             resources_per_worker={"CPU": config.cpus_per_worker},
         ),
@@ -238,7 +248,7 @@ def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Out
 
 def _run(trainer: TorchTrainer) -> Any:
     try:
-        return trainer.fit().return_value
+        return trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.TrainingFailedError as error:
         return from_remote(str(error), "training failed")
     except Exception as error:  # noqa: BLE001  raised again where the command runs

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
-from clipray import clip, cluster
+from clipray import cluster
 from clipray.dataset import find_shards
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
 from clipray.encoder import Encoder, open_encoder
@@ -22,12 +22,16 @@ from clipray.index.build import IndexBuildConfig, build
 from clipray.manifest import ModelSource, write_json
 from clipray.part import PartPlan, Workshop, embed_shard
 from clipray.prepare import PartSettings
+from clipray.training.checkpoints import Checkpoints
 from clipray.training.corpus import Corpus
-from clipray.training.loader import Loader, LoaderConfig
+from clipray.training.loader import LoaderConfig
+from clipray.training.logbook import LogConfig
 from clipray.training.optim import OptimConfig
-from clipray.training.plan import Plan
-from clipray.training.trainer import Recipe, Trainer
+from clipray.training.peers import Peers
+from clipray.training.rank import Job, run_rank
+from clipray.training.run_folder import RunFolder
 from tests.drawing import write_folder, write_shards
+from tests.training.told import Told
 
 ARCHITECTURE = {
     "embed_dim": 32,
@@ -71,26 +75,18 @@ def architecture(workspace: Path) -> Path:
 @pytest.fixture(scope="session")
 def model(workspace: Path, architecture: Path, photos: Path) -> Path:
     """A model folder, trained for seconds so that captions find their drawings."""
-    recipe = Recipe(
+    job = Job(
+        model=str(architecture),
         epochs=40,
         precision="fp32",
         loader=LoaderConfig(batch_size=20),
         optim=OptimConfig(lr=3e-3, warmup=0.1),
+        log=LogConfig(tensorboard=False),
     )
-    corpus = Corpus.survey([str(photos)], recipe.loader.captions)
-    made = clip.create(ModelSource(name=str(architecture)), seed=0)
-    plan = Plan(corpus.counts, recipe.loader.batch_size, recipe.seed)
-    trainer = Trainer(made, recipe, plan, torch.device("cpu"), lambda module: module)
-    loader = Loader(
-        corpus, recipe.loader, plan, recipe.seed, pixels=trainer.pixels, tokenize=made.tokenize
-    )
-    for epoch in range(recipe.epochs):
-        for _ in trainer.epoch(loader.epoch(epoch)):
-            pass
-    folder = workspace / "model"
-    folder.mkdir()
-    clip.save(made, folder, {"loss": trainer.loss()})
-    return folder
+    corpus, run = Corpus.survey([str(photos)], {"caption": 1.0}), RunFolder(workspace / "run")
+    run_rank(job, corpus, run, Peers(), Told())
+    with Checkpoints(run.checkpoints, job.checkpoints).result() as (trained, _):
+        return Path(shutil.copytree(trained, workspace / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
+from upath import UPath
 
 from clipray import storage, uri
 from clipray.config import Config
@@ -174,7 +175,7 @@ def _manifest(
     return CheckpointManifest(step=step, data=data, files=files, metrics=dict(metrics))
 
 
-def _send(folder: Path, target: uri.UPath, manifest: CheckpointManifest) -> None:
+def _send(folder: Path, target: UPath, manifest: CheckpointManifest) -> None:
     _remove(target)
     for name in manifest.files:
         uri.send(folder / name, target / name, lambda _: None)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from clipray.config import Config
-from clipray.errors import ClipRayError
+from clipray.errors import ClipRayError, UnavailableError
 from clipray.training.batch import Batch, Batcher, Made, Step, Tokenize
 from clipray.training.corpus import Corpus
 from clipray.training.decoder import Decoder, ReadPixels, Refused
@@ -53,6 +53,18 @@ class LoaderConfig(Config):
     )
     cache_mb: int = Field(
         512, ge=0, description="memory of one worker for decoded images; 0 decodes every time"
+    )
+
+
+def plan_of(corpus: Corpus, config: LoaderConfig, seed: int) -> Plan:
+    """The order of a corpus's samples.
+
+    Raises:
+        ConfigError: an epoch has no step, or weights that do not fit the inputs.
+    """
+    weights = corpus.weights(config.weights)
+    return Plan(
+        corpus.counts, config.batch_size, seed, weights=weights, window=config.shuffle_shards
     )
 
 
@@ -101,7 +113,7 @@ class Loader:
 
         Raises:
             InputError: no sample of a global batch can be used, or a shard is gone.
-            ClipRayError: a decode process ended.
+            UnavailableError: a decode process ended.
         """
         steps = enumerate(self._plan.batches(epoch, start), epoch * self._plan.steps + start)
         for batch, refused in self._made(steps):
@@ -178,7 +190,7 @@ def _next(made: Iterator[Made | ClipRayError]) -> Made | ClipRayError | None:
         return next(made, None)
     except (RuntimeError, OSError, EOFError) as error:  # what torch finds first when one is gone
         told = " ".join(str(error).split()) or type(error).__name__
-        raise ClipRayError(
+        raise UnavailableError(
             f"a decode process ended ({told}); was it out of memory, or /dev/shm full? Lower "
             "loader.processes or loader.batch_size"
         ) from error

@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from pydantic import Field
 
 from clipray import clip, uri
-from clipray.errors import ClipRayError, ConfigError, OutputError
+from clipray.errors import ClipRayError, ConfigError, OutputError, UnavailableError
 from clipray.manifest import ModelSource
 from clipray.pixels import pixel_reader
+from clipray.training.batch import Batch
 from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, Checkpoints
 from clipray.training.corpus import Corpus
 from clipray.training.evaluation import Evaluation, EvaluationConfig
-from clipray.training.loader import Batch, Loader
+from clipray.training.loader import Loader, plan_of
 from clipray.training.logbook import Logbook, LogConfig
 from clipray.training.metrics import Values
 from clipray.training.peers import Peers
-from clipray.training.plan import Plan
 from clipray.training.run_folder import RunFolder
 from clipray.training.shares import from_first, together
 from clipray.training.trainer import Recipe, Trainer
@@ -33,6 +34,7 @@ from clipray.training.trainer import Recipe, Trainer
 log = logging.getLogger(__name__)
 
 PREEMPTION_LOOK_S = 5
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Job(Recipe):
@@ -106,12 +108,10 @@ class _Rank:
         self._job, self._corpus, self._run, self._peers = job, corpus, run, peers
         self._signals = signals
         self._checkpoints = Checkpoints(run.checkpoints, job.checkpoints)
-        self._plan = Plan.of(corpus, job.loader, job.seed)
+        self._plan = plan_of(corpus, job.loader, job.seed)
         model = together(lambda: clip.create(job.source, job.seed), peers)
         state, self._metrics = from_first(self._found, peers)
-        self._trainer = together(
-            lambda: Trainer(model, job, self._plan.steps, peers, state), peers
-        )
+        self._trainer = together(lambda: Trainer(model, job, self._plan.steps, peers, state), peers)
         pixels = pixel_reader(model.preprocess)
         self._loader = Loader(
             corpus, job.loader, self._plan, job.seed, rank=peers.rank, world=peers.world,
@@ -119,7 +119,7 @@ class _Rank:
         )  # fmt: skip
         self._evaluation = Evaluation(
             job.evaluation, model, peers, pixels=pixels, threads=job.loader.threads,
-            autocast=AUTOCAST[job.precision],
+            autocast=AUTOCAST.get(job.precision),
         )  # fmt: skip
         self._saved, self._saved_at = self._trainer.done, time.monotonic()
         self._looked_at, self._warned = time.monotonic(), False
@@ -162,6 +162,8 @@ class _Rank:
             batch, error = None, None
             try:
                 batch = next(batches)
+            except UnavailableError:  # begun again, it may succeed
+                raise
             except ClipRayError as raised:
                 error = raised
             waited = time.perf_counter() - began

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clipray import clip
 from clipray.clip import ClipModel
 from clipray.config import Config
-from clipray.errors import ClipRayError, ConfigError
+from clipray.errors import ClipRayError
 from clipray.manifest import ModelFolder
 from clipray.pixels import Normaliser
 from clipray.training.augment import AugmentConfig, augment
-from clipray.training.gradients import Gradients
-from clipray.training.loader import Batch, LoaderConfig
+from clipray.training.batch import Batch
+from clipray.training.gradients import Gradients, Precision
+from clipray.training.loader import LoaderConfig
 from clipray.training.locks import LockConfig, lock
 from clipray.training.loss import LossConfig
 from clipray.training.metrics import Values
@@ -38,8 +39,6 @@ from clipray.training.peers import Peers
 MAX_LOG_SCALE = math.log(100)  # as CLIP did; beyond it training becomes unstable
 STATE_FILE = "training.pt"
 MOST_SKIPPED = 10  # steps in a row
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Recipe(Config):
@@ -153,7 +152,6 @@ class Trainer:
         rate = set_rates(
             self._optimizer, self._recipe.optim, self.done, self._steps, self._epoch_steps
         )
-        self._optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(self._pixels(batch), self._tokens(batch), self._seed())
         norm = self._update()
         with torch.no_grad():
@@ -264,13 +262,8 @@ class Trainer:
         return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _prepared(model: ClipModel, recipe: Recipe) -> nn.Module:
+def _prepared(model: ClipModel, recipe: Recipe) -> Any:
     module: Any = model.module.train().to(memory_format=torch.channels_last)
-    if recipe.loss.name == "siglip" and getattr(module, "logit_bias", None) is None:
-        raise ConfigError(
-            "loss.name siglip: the model has no logit_bias; set init_logit_bias (-10) and "
-            "init_logit_scale (2.3) in its model_cfg, or take a SigLIP model"
-        )
     lock(module, recipe.lock)
     if recipe.grad_checkpointing:
         module.set_grad_checkpointing(True)
@@ -280,7 +273,8 @@ def _prepared(model: ClipModel, recipe: Recipe) -> nn.Module:
 def _average(module: nn.Module, recipe: Recipe) -> AveragedModel | None:
     if recipe.ema is None:
         return None
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+    decay = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+    return AveragedModel(module, multi_avg_fn=decay, use_buffers=True)
 
 
 def _wrapped(module: nn.Module, recipe: Recipe, peers: Peers) -> nn.Module:

@@ -1,7 +1,6 @@
 """The law of a run: cut off anywhere and begun again, it is the run that was never cut off."""
 
 import logging
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,42 +22,14 @@ from clipray.training.peers import Peers
 from clipray.training.rank import Job, run_rank
 from clipray.training.run_folder import RunFolder
 from clipray.training.trainer import Trainer
+from tests.training.told import CutOffError, Told
 
 STEPS = 9  # three epochs of 40 samples in batches of 12
 
 
-class CutOff(Exception):
-    """A rank that dies."""
-
-
-@dataclass
-class Told:
-    """Signals that end a run after a step: in order, or as a death does."""
-
-    stop_after: int | None = None
-    die_after: int | None = None
-    gone_after: int | None = None
-    steps: list[int] = field(default_factory=list)
-
-    @property
-    def done(self) -> int:
-        return max(self.steps, default=0)
-
-    def tell(self, lines):
-        self.steps += [int(line["step"]) for line in lines]
-        if self.die_after is not None and self.done >= self.die_after:
-            raise CutOff
-
-    def stop_asked(self):
-        return self.stop_after is not None and self.done >= self.stop_after
-
-    def preempted(self):
-        return self.gone_after is not None and self.done >= self.gone_after
-
-
 @pytest.fixture
 def job(architecture):
-    def make(every_steps=2, evaluation=EvaluationConfig(), **options):
+    def make(every_steps=2, **options):
         given = {
             "epochs": 3,
             "precision": "fp32",
@@ -67,7 +38,7 @@ def job(architecture):
             "checkpoints": CheckpointConfig(every_steps=every_steps),
             "log": LogConfig(every_steps=1, tensorboard=False),
         }
-        return Job(model=str(architecture), evaluation=evaluation, **(given | options))
+        return Job(model=str(architecture), **(given | options))
 
     return make
 
@@ -83,7 +54,10 @@ def lines_of(folder):
             for line in lines]  # fmt: skip
 
 
-def live(folder, job, corpus, told=None, peers=Peers()):
+ALONE = Peers()
+
+
+def live(folder, job, corpus, told=None, peers=ALONE):
     return run_rank(job, corpus, RunFolder(folder), peers, told or Told())
 
 
@@ -104,7 +78,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_was_not(tmp_path, job, corpus, 
     live(whole, job(), corpus)
     told = Told(**{ending: after})
     if ending == "die_after":
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             live(cut, job(), corpus, told)
     else:
         outcome = live(cut, job(), corpus, told)
