@@ -1,41 +1,50 @@
-"""The metrics of a run are lines that any process can follow."""
+"""Lines of metrics, and what a person sees of them."""
 
 import json
-import time
 
 import pytest
 
-from clipray.training.metrics import MetricsWriter, followed, read_metrics, samples_per_s
+from clipray.training.metrics import Progress, data_wait, read_metrics, samples_per_s
 
 
-def test_lines_are_seen_at_once_and_read_in_order(tmp_path):
+def lines(*steps):
+    told = {"loss": 0.25, "waited": 0.1, "lr": 1e-3, "logit_scale": 14.3}
+    return [{"step": step, "time": float(step), **told} for step in steps]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    before = time.time()
-    with path.open("w", encoding="utf-8") as stream:
-        writer = MetricsWriter(stream)
-        for step in (1, 2):
-            writer.write({"step": step, "loss": 0.5})
-            assert [line["step"] for line in read_metrics(path)] == list(range(1, step + 1))
-    assert all(before <= line["time"] <= time.time() for line in read_metrics(path))
+    path.write_text(json.dumps({"step": 1.0}) + '\n{"step": 2')
+    assert read_metrics(path) == [{"step": 1.0}]
 
 
-def test_speed_is_from_the_first_line_to_the_last():
-    lines = [{"step": step, "time": 10.0 + step / 4} for step in range(5)]
-    assert samples_per_s(lines, 8) == pytest.approx(32)
-    assert samples_per_s(lines[:1], 8) == samples_per_s([], 8) == 0
+def test_speed_and_wait_are_from_the_first_line_to_the_last():
+    assert samples_per_s(lines(1, 2, 3, 4, 5), 8) == pytest.approx(8)
+    assert data_wait(lines(1, 2, 3)) == pytest.approx(0.1)
+    assert samples_per_s(lines(1), 8) == samples_per_s([], 8) == data_wait([]) == 0
 
 
-def test_the_progress_bar_follows_the_file_to_its_end(tmp_path, capsys):
-    path = tmp_path / "metrics.jsonl"
-    with followed(path, steps=3, batch_size=10):
-        lines = [{"step": n, "loss": 0.25 * n, "time": float(n)} for n in (1, 2, 3)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        time.sleep(0.6)
+def test_the_bar_tells_what_happens(capsys):
+    with Progress(4, 20, workers=2) as progress:
+        progress.draw([])
+        progress.draw(lines(1, 2))
+        progress.draw(lines(3, 4))
     shown = capsys.readouterr().err
-    assert "3/3" in shown
-    assert "loss 0.750, 10 samples/s" in shown
+    assert "starting workers" in shown
+    assert "4/4" in shown
+    told = "loss 0.250, 10 samples/s a worker, data wait 10%, lr 0.001, scale 14.3"
+    assert told in shown
 
 
-def test_a_run_that_fails_before_its_first_step_ends_the_bar(tmp_path):
-    with pytest.raises(KeyError), followed(tmp_path / "none", steps=3, batch_size=10):
+def test_the_bar_goes_back_to_where_a_run_goes_on(capsys):
+    with Progress(9, 20, workers=1) as progress:
+        progress.draw(lines(1, 2, 3, 4, 5))
+        progress.draw(lines(4))
+    shown = capsys.readouterr().err
+    assert "5/9" in shown
+    assert shown.rstrip().rpartition("\r")[2].count("4/9") == 1
+
+
+def test_a_run_that_fails_before_its_first_step_ends_the_bar():
+    with pytest.raises(KeyError), Progress(3, 10, 1):
         raise KeyError
