@@ -138,9 +138,9 @@ def train(config: TrainConfig) -> TrainReport:
     clip.create(source, config.seed)  # a wrong model is told here and not by a worker
     storage.make_folder(output.parent)
     with run.held(), cluster.session(cpus=(config.workers or 1) * config.cpus_per_worker):
-        config = _settled(config, plan)
-        run.begin(config.model_dump(mode="json"), FREE)
-        _fit(config, corpus, run, plan.steps)
+        settled = _settled(config, plan)
+        run.begin(settled.model_dump(mode="json"), FREE)
+        _fit(settled, corpus, run, plan.steps)
         return _publish(config, output, run)
 
 

@@ -69,8 +69,11 @@ def test_train(many, architecture, tmp_path):
     command = ("train", "--input", many, "--output", tmp_path / "model", "--model", architecture)
     code, said, session = interrupted([*command, "--epochs", 500], "samples/s")
     assert (code, "Traceback" in said) == (130, False), said[-2000:]
+    assert "writing a checkpoint" in said
     require_quiet(session)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["model-run"]
+    (checkpoint,) = (tmp_path / "model-run" / "checkpoints").iterdir()
+    assert f"stopped after step {int(checkpoint.name[-8:])}" in said
 
 
 def test_embed(many, model, tmp_path):

@@ -1,7 +1,5 @@
 """Training on a real Ray, two workers."""
 
-import json
-
 import open_clip
 import pytest
 import torch
@@ -11,7 +9,9 @@ from clipray.errors import ConfigError, InputError, ModelError, OutputError
 from clipray.manifest import ModelFolder, ModelManifest, read_json
 from clipray.train import CONFIG_FILE, METRICS_FILE, TrainConfig, train
 from clipray.training.loader import LoaderConfig
+from clipray.training.metrics import read_metrics
 from clipray.training.optim import OptimConfig
+from clipray.training.trainer import STATE_FILE
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -32,7 +32,7 @@ def config(shards, architecture, tmp_path):
 
 def test_two_workers_train_a_model_that_open_clip_opens(config):
     report = train(config)
-    lines = [json.loads(line) for line in (config.output / METRICS_FILE).read_text().splitlines()]
+    lines = read_metrics(config.output / METRICS_FILE)
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
     assert report.loss < lines[0]["loss"]
@@ -44,9 +44,10 @@ def test_two_workers_train_a_model_that_open_clip_opens(config):
     with torch.no_grad():
         assert module.eval().encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
     written = yaml.safe_load((config.output / CONFIG_FILE).read_text())
-    assert TrainConfig.model_validate(written) == config
-    left = [path.name for path in config.output.parent.iterdir()]
-    assert left == ["trained"]
+    assert TrainConfig.model_validate(written).loader == config.loader
+    left = sorted(path.name for path in config.output.parent.iterdir())
+    assert left == ["trained", "trained-run"]
+    assert not (config.output / STATE_FILE).exists()
 
 
 def test_what_cannot_work_is_refused_before_a_worker_starts(config, photos, tmp_path):

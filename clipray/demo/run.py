@@ -98,7 +98,7 @@ class _Layout:
         self.root = root
         self.emoji = root / "emoji"
         self.architecture = root / "architecture.json"
-        self.model = root / "model"
+        self.model, self.run = root / "model", root / "model-run"
         self.embeddings = root / "embeddings"
         self.images, self.texts = root / "index-images", root / "index-texts"
         self.sheet = root / "contact_sheet.png"
@@ -180,7 +180,8 @@ def _train_once(config: DemoConfig, layout: _Layout) -> None:
     if used.is_file() and used.read_text(encoding="utf-8") == to_yaml(wanted):
         _say(f"    kept from an earlier run: {layout.model}")
         return
-    shutil.rmtree(layout.model, ignore_errors=True)
+    for path in (layout.model, layout.run):
+        shutil.rmtree(path, ignore_errors=True)
     train(wanted)
 
 

@@ -1,6 +1,7 @@
 """The metrics of a run: lines of JSON, their speed, and the progress bar drawn from them."""
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any, Self
 from tqdm import tqdm
 
 SPEED_WINDOW = 50  # steps
+
+_PLACES = ("step", "epoch", "time")
 
 Values = dict[str, float]
 
@@ -61,7 +64,13 @@ class Progress:
     def draw(self, lines: Sequence[Values]) -> None:
         """Show new lines; after an interruption the bar goes back to where the run goes on."""
         bar = self._bar
-        if not lines or bar is None:
+        if bar is None:
+            return
+        for line in lines:
+            if "loss" not in line:
+                bar.write(_evaluated(line), file=sys.stderr)
+        lines = [line for line in lines if "loss" in line]
+        if not lines:
             return
         if not self._recent or lines[0]["step"] <= self._recent[-1]["step"]:
             self._begin(bar, int(lines[0]["step"]) - 1)
@@ -85,3 +94,8 @@ class Progress:
             f"data wait {data_wait(recent):.0%}, lr {last['lr']:.2g}, "
             f"scale {last['logit_scale']:.1f}"
         )
+
+
+def _evaluated(line: Values) -> str:
+    values = [f"{name} {value:.4g}" for name, value in line.items() if name not in _PLACES]
+    return f"after epoch {line['epoch'] + 1:.0f}: {', '.join(values)}"

@@ -199,9 +199,7 @@ class _Rank:
         last = epoch + 1 == self._job.epochs
         if self._job.evaluation.due(epoch, self._job.epochs):
             self._metrics = self._evaluation.run(self._trainer.result)
-            if self._book:
-                self._book.write({"step": self._trainer.done, "epoch": epoch} | self._metrics)
-                self._book.flush()
+            self._note([{"step": self._trainer.done, "epoch": epoch} | self._metrics])
         if self._losses:
             self._metrics["loss"] = sum(self._losses) / len(self._losses)
             self._losses = []
@@ -212,6 +210,9 @@ class _Rank:
     def _write(self) -> None:
         lines = self._trainer.drain()
         self._losses += [line["loss"] for line in lines if not line["skipped"]]
+        self._note(lines)
+
+    def _note(self, lines: list[Values]) -> None:
         if self._book and lines:
             for line in lines:
                 self._book.write(line)

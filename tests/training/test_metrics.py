@@ -36,6 +36,12 @@ def test_the_bar_tells_what_happens(capsys):
     assert told in shown
 
 
+def test_an_evaluation_is_told(capsys):
+    with Progress(9, 20, workers=1) as progress:
+        progress.draw([*lines(1), {"step": 1, "epoch": 0, "image_to_text_R@1": 0.25}])
+    assert "after epoch 1: image_to_text_R@1 0.25\n" in capsys.readouterr().err
+
+
 def test_the_bar_goes_back_to_where_a_run_goes_on(capsys):
     with Progress(9, 20, workers=1) as progress:
         progress.draw(lines(1, 2, 3, 4, 5))

@@ -21,7 +21,7 @@ class Told:
         return max(self.steps, default=0)
 
     def tell(self, lines):
-        self.steps += [int(line["step"]) for line in lines]
+        self.steps += [int(line["step"]) for line in lines if "loss" in line]
         if self.die_after is not None and self.done >= self.die_after:
             raise CutOffError
 
