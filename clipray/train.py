@@ -5,6 +5,7 @@ result is a model folder.
 """
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,7 +102,7 @@ class TrainReport(Report):
     @property
     def loss(self) -> float:
         """Of the last epoch, its mean."""
-        return self.metrics["loss"]
+        return self.metrics.get("loss", math.nan)
 
     def summary(self) -> str:
         """Where the model is, and what it is worth."""

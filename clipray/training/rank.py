@@ -145,11 +145,11 @@ class _Rank:
                 self._trainer.step(batch, waited)
                 if self._trainer.done % self._job.log.every_steps == 0:
                     self._write()
-                self._save_if_due()
+                if self._trainer.done % steps and self._due():
+                    self._save()
             if self._stopping:
                 break
             self._end_epoch(epoch)
-        self._write()
         if self._saved < self._trainer.done or not self._stopping:
             self._save()
         return Outcome(self._trainer.done, self._stopping)
@@ -188,29 +188,28 @@ class _Rank:
             if self._signals.preempted() and not self._warned:
                 self._wanted = self._warned = True
 
-    def _save_if_due(self) -> None:
+    def _due(self) -> bool:
         every = self._job.checkpoints.every_steps
-        if self._wanted or (every and self._trainer.done % every == 0):
-            self._write()
-            self._save()
+        return self._wanted or bool(every and self._trainer.done % every == 0)
 
     def _end_epoch(self, epoch: int) -> None:
+        """Evaluate before a checkpoint: it stands for an epoch that is over."""
         self._write()
-        last = epoch + 1 == self._job.epochs
         if self._job.evaluation.due(epoch, self._job.epochs):
             self._metrics = self._evaluation.run(self._trainer.result)
             self._note([{"step": self._trainer.done, "epoch": epoch} | self._metrics])
         if self._losses:
             self._metrics["loss"] = sum(self._losses) / len(self._losses)
             self._losses = []
-        every = self._job.checkpoints.every_epochs
-        if every and (epoch + 1) % every == 0 and not last:
+        every, last = self._job.checkpoints.every_epochs, epoch + 1 == self._job.epochs
+        if not last and (self._due() or (every and (epoch + 1) % every == 0)):
             self._save()
 
     def _write(self) -> None:
         lines = self._trainer.drain()
         self._losses += [line["loss"] for line in lines if not line["skipped"]]
         self._note(lines)
+        self._trainer.require_finite()
 
     def _note(self, lines: list[Values]) -> None:
         if self._book and lines:
@@ -220,6 +219,7 @@ class _Rank:
             self._signals.tell(lines)
 
     def _save(self) -> None:
+        self._write()
         together(self._write_checkpoint, self._peers)
         self._saved, self._saved_at, self._wanted = self._trainer.done, time.monotonic(), False
 

@@ -123,7 +123,7 @@ class Trainer:
         self._optimizer = build_optimizer(self.raw, recipe.optim)
         fp16 = recipe.precision == "fp16"
         self._scaler = torch.amp.GradScaler(peers.device.type, enabled=fp16)
-        self.done = 0
+        self.done, self._skipped = 0, 0
         if state is not None:
             self._restore(state)
         self._gradients = Gradients(
@@ -134,7 +134,7 @@ class Trainer:
             self._scaler if fp16 else None,
         )
         self._pending: list[Done] = []
-        self._skipped = 0
+        self._worst = 0  # skipped steps in a row
 
     @property
     def steps(self) -> int:
@@ -166,37 +166,40 @@ class Trainer:
         )  # fmt: skip
 
     def drain(self) -> list[Values]:
-        """The metrics of the steps since the last call, over all ranks.
+        """The metrics of the steps since the last call, over all ranks."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return []
+        measured = torch.stack([torch.stack([d.loss, d.norm, d.scale]) for d in pending])
+        mine, norms, scales = measured.double().T.tolist()
+        sums = self._peers.sum([*mine, *(float(done.replaced) for done in pending)])
+        losses, replaced = sums[: len(pending)], sums[len(pending) :]
+        values = zip(pending, losses, norms, scales, replaced, strict=True)
+        return [self._line(done, *measures) for done, *measures in values]
+
+    def require_finite(self) -> None:
+        """See that training has not broken down, as far as it was drained.
 
         Raises:
             ClipRayError: the gradient was not finite in too many steps in a row.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
-            return []
-        losses = torch.stack([done.loss for done in pending]).tolist()
-        norms = torch.stack([done.norm for done in pending]).tolist()
-        scales = torch.stack([done.scale for done in pending]).tolist()
-        world = self._peers.world
-        bad = [float(done.replaced) for done in pending]
-        sums = self._peers.sum([*losses, *bad])
-        lines: list[Values] = []
-        for at, done in enumerate(pending):
-            skipped = not math.isfinite(norms[at])
-            self._skipped = self._skipped + 1 if skipped else 0
-            lines.append({
-                "step": done.step, "epoch": (done.step - 1) // self._epoch_steps,
-                "loss": sums[at] / world, "lr": done.lr, "logit_scale": scales[at],
-                "grad_norm": norms[at], "skipped": float(skipped),
-                "replaced": sums[len(pending) + at], "order": done.order,
-                "waited": done.waited, "time": done.at,
-            })  # fmt: skip
-            if self._skipped == MOST_SKIPPED:
-                raise ClipRayError(
-                    f"step {done.step}: the gradient was not finite in {MOST_SKIPPED} steps in a "
-                    "row; lower optim.lr, set optim.clip_grad_norm, or use precision bf16 or fp32"
-                )
-        return lines
+        if self._worst >= MOST_SKIPPED:
+            raise ClipRayError(
+                f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step "
+                f"{self.done}; lower optim.lr, set optim.clip_grad_norm, or take precision bf16 "
+                "or fp32"
+            )
+
+    def _line(self, done: Done, loss: float, norm: float, scale: float, replaced: float) -> Values:
+        skipped = not math.isfinite(norm)
+        self._skipped = self._skipped + 1 if skipped else 0
+        self._worst = max(self._worst, self._skipped)
+        return {
+            "step": done.step, "epoch": (done.step - 1) // self._epoch_steps,
+            "loss": loss / self._peers.world, "lr": done.lr, "logit_scale": scale,
+            "grad_norm": norm, "skipped": float(skipped), "replaced": replaced,
+            "order": done.order, "waited": done.waited, "time": done.at,
+        }  # fmt: skip
 
     def save(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write a model folder with the state of training beside it; rank 0 calls it alone."""
@@ -247,14 +250,14 @@ class Trainer:
         return norm
 
     def _pixels(self, batch: Batch) -> Tensor:
-        images = batch.images
+        images = batch.images.to(self._peers.device)
         if self.done < self._recipe.augment_until * self._steps:
             images = augment(images, batch.seeds, self._recipe.augment)
-        pixels = self._normalise(images.to(self._peers.device, non_blocking=True))
+        pixels = self._normalise(images)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _tokens(self, batch: Batch) -> Tensor:
-        return batch.tokens.to(self._peers.device, non_blocking=True)
+        return batch.tokens.to(self._peers.device)
 
     def _seed(self) -> int:
         """Of what is random inside the model: the same again when a step is made again."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from upath import UPath
 
 from clipray.errors import ClipRayError, ConfigError, InputError, OutputError
 from clipray.manifest import ModelFolder, ModelManifest, read_json
@@ -190,6 +191,27 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_reason(tmp_pa
 def test_the_run_says_what_it_ran_on(tmp_path, job, corpus):
     live(tmp_path, job(epochs=1), corpus)
     assert '"torch": "' in (tmp_path / "environment.json").read_text()
+
+
+def test_a_run_can_live_in_a_store(tmp_path, job, corpus):
+    live(tmp_path / "whole", job(), corpus)
+    store = UPath(f"memory://runs/{tmp_path.name}")
+    live(store, job(), corpus, Told(stop_after=5))
+    assert sorted(path.parent.name for path in store.rglob(MANIFEST))[-1] == "step-00000005"
+    told = Told()
+    live(store, job(), corpus, told)
+    assert told.steps[0] == 6
+    (tmp_path / METRICS_FILE).write_bytes((store / METRICS_FILE).read_bytes())
+    assert lines_of(tmp_path) == lines_of(tmp_path / "whole")
+
+
+def test_an_epoch_is_evaluated_before_its_checkpoint(tmp_path, job, corpus, shards):
+    evaluated = job(every_steps=3, evaluation=EvaluationConfig(input=(str(shards),)))
+    with pytest.raises(CutOffError):
+        live(tmp_path, evaluated, corpus, Told(die_after=4))
+    live(tmp_path, evaluated, corpus)
+    found = [line for line in read_metrics(tmp_path / METRICS_FILE) if "clip_val_loss" in line]
+    assert [line["step"] for line in found] == [3, 6, 9]
 
 
 def live_on_ranks(peers, folder, job, corpus, told=None):
