@@ -7,17 +7,18 @@ Floors, imports only go down:
 
 6. `cli`, `demo`
 5. `serve`, `evaluate`, `search`
-4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, and `cluster`, the one place
-   that starts Ray
-3. `part`, `trainer`, `account`; `encoder`, `loader`, `prepare`, `rows`; `torch_encoder`,
-   `onnx_encoder`, `onnx_graph`
-2. `clip`, `dataset`, `loss`, `optim`, `query`, `embeddings`, `packed`, `probe`
+4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, `desk`, and `cluster`, the one
+   place that starts Ray
+3. `part`, `training`, `account`; `encoder`, `prepare`, `rows`; `torch_encoder`, `onnx_encoder`,
+   `onnx_graph`
+2. `clip`, `dataset`, `query`, `embeddings`, `packed`, `probe`
 1. `sources`, `shards`, `samples`, `masks`, `exported`, `pixels`; `manifest`, `images`, `texts`,
-   `augment`, `tar`, `parquet`, `filters`, `report`, `metrics`, `tally`
+   `tar`, `parquet`, `filters`, `report`, `tally`
 0. `config`, `matches`, `storage`, `uri`, `errors`
 
 `index` has floors of its own, from its commands down to `index.manifest`; all but the commands and
-`index.tasks` lies below Ray.
+`index.tasks` lies below Ray. So has `training`, from `training.rank` down to `training.peers`, and
+it lies below Ray as a whole.
 """
 
 __version__ = "0.1.0"

@@ -8,13 +8,14 @@ to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done 
 import argparse
 import logging
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from pydantic.fields import FieldInfo
 
@@ -100,6 +101,7 @@ the whole way:
 `clipray COMMAND --help` lists the options of a command.
 exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with rejects (listed)
 """
+SECTIONS = "sections, set in the file or with -o section.key=value:"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -200,7 +202,7 @@ def _parser(name: str, command: Command, kind: type[Config]) -> argparse.Argumen
         prog=f"clipray {name}",
         description=f"{command.help}. {kind.__doc__ or ''}",
         argument_default=argparse.SUPPRESS,
-        epilog="sections of the configuration are set with -o: -o section.key=value",
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("-c", "--config", type=Path, default=None, metavar="FILE", help="YAML file")
     parser.add_argument(
@@ -215,6 +217,9 @@ def _parser(name: str, command: Command, kind: type[Config]) -> argparse.Argumen
     parser.add_argument("-v", "--verbose", action="store_true", default=False, help="say more")
     for field_name in sorted(kind.model_fields, key=lambda name: _place(kind, name)):
         _add_option(parser, field_name, kind.model_fields[field_name])
+    sections = [key for key in _keys(kind) if "." in key[0]]
+    if sections:
+        parser.epilog = "\n".join([SECTIONS, *(_told_key(*key) for key in sections)])
     return parser
 
 
@@ -232,10 +237,9 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
     flags = [f"--{name.replace('_', '-')}"] + ([f"-{name}"] if len(name) == 1 else [])
     help_text = _help(field)
     inner = _inner_type(field.annotation)
-    if isinstance(inner, type) and issubclass(inner, Config):
-        keys = ", ".join(f"{name}.{key}" for key in inner.model_fields)
-        parser.epilog = f"{parser.epilog}; {keys}"
-    elif inner is bool:
+    if _is_section(inner):
+        return
+    if inner is bool:
         parser.add_argument(
             *flags, action=argparse.BooleanOptionalAction, dest=name, help=help_text
         )
@@ -245,6 +249,34 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo) ->
         parser.add_argument(*flags, dest=name, choices=typing.get_args(inner), help=help_text)
     else:
         parser.add_argument(*flags, dest=name, metavar=_metavar(inner), help=help_text)
+
+
+def _keys(kind: type[Config], section: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All keys of a configuration, those in sections as `section.key`."""
+    for name, field in kind.model_fields.items():
+        inner = _inner_type(field.annotation)
+        if _is_section(inner):
+            yield from _keys(inner, f"{section}{name}.")
+        else:
+            yield section + name, field
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Config]]:
+    return isinstance(kind, type) and issubclass(kind, Config)
+
+
+def _told_key(key: str, field: FieldInfo) -> str:
+    words = f"{key}: {_help(field)}".replace("%%", "%")
+    return textwrap.fill(words, 78, initial_indent="  ", subsequent_indent=" " * 6)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leaves the lines of the epilog as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(SECTIONS):
+            return text
+        return super()._fill_text(text, width, indent)
 
 
 def _help(field: FieldInfo) -> str:

@@ -27,9 +27,9 @@ class OptimConfig(Config):
     warmup_steps: int | None = Field(None, ge=0, description="steps that warm up, instead")
     warmup_epochs: float | None = Field(None, ge=0, description="epochs that warm up, instead")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.98, ge=0, lt=1)
-    epsilon: float = Field(1e-6, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the mean of their squares")
+    epsilon: float = Field(1e-6, gt=0, description="added to the root of the latter")
     weight_decay: float = Field(0.2, ge=0, description="never of the logit scale and bias")
     decay_bias_and_norm: bool = Field(False, description="weight decay of biases and norms too")
     layer_decay: float | None = Field(
