@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, Self
@@ -226,13 +227,12 @@ def _trainer(
 
 def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Outcome | ClipRayError:
     """Let Ray Train run beside this thread, which shows what is told and passes on Ctrl-C."""
-    ended: list[Any] = []
-    running = Thread(target=lambda: ended.append(_run(trainer)), daemon=True)
-    running.start()
-    asked = False
-    while running.is_alive():
+    ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+    Thread(target=lambda: ended.put(_run(trainer)), daemon=True).start()
+    result, asked = None, False
+    while result is None:
         try:
-            running.join(POLL_S)
+            result = _next(ended)
             _show(desk, progress)
         except KeyboardInterrupt:
             if asked:
@@ -240,20 +240,26 @@ def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Out
             asked = True
             log.warning("writing a checkpoint; Ctrl-C again ends at once")
             ray.get(desk.stop.remote())
-    _show(desk, progress)
-    if isinstance(ended[0], BaseException):
-        raise ended[0]
-    outcome: Outcome | ClipRayError = ended[0]
-    return outcome
+    if isinstance(result, BaseException) and not isinstance(result, ClipRayError):
+        raise result
+    return result
 
 
-def _run(trainer: TorchTrainer) -> Any:
+def _next(ended: "SimpleQueue[Outcome | BaseException]") -> Outcome | BaseException | None:
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined]
+        return ended.get(timeout=POLL_S)
+    except Empty:
+        return None
+
+
+def _run(trainer: TorchTrainer) -> Outcome | BaseException:
+    try:
+        outcome: Outcome | ClipRayError = trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.TrainingFailedError as error:
         return from_remote(str(error), "training failed")
-    except Exception as error:  # noqa: BLE001  raised again where the command runs
+    except BaseException as error:  # noqa: BLE001  raised again where the command runs
         return error
+    return outcome
 
 
 def _show(desk: DeskHandle, progress: Progress) -> None:
