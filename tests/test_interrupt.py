@@ -13,7 +13,7 @@ from clipray.index.manifest import IndexFolder
 from tests.drawing import write_folder
 from tests.processes import of_session, reap, start
 
-START_S = 120  # until Ray stands, on a busy machine
+START_S = 240  # until Ray stands, on a busy machine
 
 
 @pytest.fixture(scope="module")
