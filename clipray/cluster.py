@@ -21,7 +21,7 @@ OBJECT_STORE_BYTES = 256 << 20  # only paths and vectors travel, never pixels
 Handler = Callable[[int, FrameType | None], object]
 
 _QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a checkpoint or an end is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon the end of a worker is noticed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what later versions do by default
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the commands draw their own

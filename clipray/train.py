@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "train.yaml"
 WAIT_FOR_PEERS_S = 600  # a checkpoint is written while the others wait
-POLL_S = 0.5
+POLL_S = 1.0
 
 # Keys that do not decide what comes out of a run, so it may go on with others.
 FREE = ("output", "run", "workers", "min_workers", "cpus_per_worker", "gpu", "retries",

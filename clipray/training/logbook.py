@@ -29,7 +29,9 @@ class LogConfig(Config):
     wandb: str | None = Field(
         None, description="Weights & Biases project, where the package wandb is installed"
     )
-    every_steps: int = Field(10, ge=1, description="write metrics after so many steps")
+    every_steps: int = Field(
+        10, ge=1, description="write metrics after so many steps, and every two seconds"
+    )
 
 
 class Logbook:

@@ -34,6 +34,7 @@ from clipray.training.trainer import Recipe, Trainer
 log = logging.getLogger(__name__)
 
 PREEMPTION_LOOK_S = 5
+SHOW_S = 2  # metrics are shown at least so often, if there are steps
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -122,8 +123,9 @@ class _Rank:
             autocast=AUTOCAST.get(job.precision),
         )  # fmt: skip
         self._saved, self._saved_at = self._trainer.done, time.monotonic()
-        self._looked_at, self._warned = time.monotonic(), False
-        self._stopping, self._wanted = False, False
+        self._looked_at, self._written_at = time.monotonic(), time.monotonic()
+        self._warned = False
+        self._stopping, self._wanted, self._shown = False, False, False
         self._losses: list[float] = []
         self._logs: Path | None = None
         self._book: Logbook | None = None
@@ -143,7 +145,7 @@ class _Rank:
         for epoch in range(self._trainer.done // steps, self._job.epochs):
             for batch, waited in self._batches(epoch, self._trainer.done - epoch * steps):
                 self._trainer.step(batch, waited)
-                if self._trainer.done % self._job.log.every_steps == 0:
+                if self._shown or self._trainer.done % self._job.log.every_steps == 0:
                     self._write()
                 if self._trainer.done % steps and self._due():
                     self._save()
@@ -177,12 +179,13 @@ class _Rank:
         stop = first and self._signals.stop_asked()
         save = first and now - self._saved_at > 60 * self._job.checkpoints.every_minutes
         look = first and now - self._looked_at > PREEMPTION_LOOK_S
-        failed, stopping, wanted, looking = self._peers.sum(
-            [float(error is not None), float(stop), float(save), float(look)]
+        show = first and now - self._written_at > SHOW_S
+        failed, stopping, wanted, looking, shown = self._peers.sum(
+            [float(vote) for vote in (error is not None, stop, save, look, show)]
         )
         if failed:
             self._peers.agree(error)
-        self._stopping, self._wanted = bool(stopping), bool(wanted)
+        self._stopping, self._wanted, self._shown = bool(stopping), bool(wanted), bool(shown)
         if looking:
             self._looked_at = now
             if self._signals.preempted() and not self._warned:
@@ -206,6 +209,7 @@ class _Rank:
             self._save()
 
     def _write(self) -> None:
+        self._written_at = time.monotonic()
         lines = self._trainer.drain()
         self._losses += [line["loss"] for line in lines if not line["skipped"]]
         self._note(lines)
