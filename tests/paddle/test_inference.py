@@ -1,5 +1,6 @@
 """Every key of inference_clip.yaml: what it changes, or the warning that it changes nothing."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,10 +200,10 @@ def timings_are_told(world, key):
         world.do(mode, **(changes if mode.endswith("build") else {key: True}))
         told = world.capsys.readouterr()
         assert told.out == ""
-        assert f"benchmark, {mode} on cpu: load 0." in told.err
+        assert f"benchmark, {mode} on cpu: load " in told.err
         last = "index" if mode.endswith("build") else "search"
         for stage in ("preprocess", "encode", last, "total"):
-            assert f"{stage} 0." in told.err
+            assert re.search(rf"{stage} \d+\.\d{{4}} s", told.err)
 
 
 @shows(f"{OPS}.0.ResizeImage.size", f"{OPS}.1.CropImage.size")
