@@ -81,6 +81,9 @@ COMMANDS = {
         "clipray.index.tune", "IndexTuneConfig", "tune", "settings for a recall, measured"
     ),
     "search": Command("clipray.search", "SearchConfig", "search", "query an index in process"),
+    "paddle predict": Command(
+        "clipray.paddle.predict", "PredictConfig", "predict", "PaddleClas: inference_clip.yaml"
+    ),
     "serve": Command(
         "clipray.serve.local", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
     ),

@@ -4,8 +4,8 @@
 run, and with what, is decided in `open_encoder`.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -20,9 +20,14 @@ from clipray.torch_encoder import TorchEncoder, Vectors
 
 
 class Encoder(Protocol):
-    """One CLIP model behind its two towers."""
+    """One CLIP model behind its two towers.
+
+    Attributes:
+        preprocess: open_clip's `preprocess_cfg`.
+    """
 
     identity: ModelIdentity
+    preprocess: Mapping[str, Any]
 
     def pixels(self, data: bytes, /) -> Pixels:
         """An image file, decoded, resized and cropped: (3, height, width) uint8; thread-safe.

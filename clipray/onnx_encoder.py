@@ -3,7 +3,7 @@
 Files are compared with their checksums before they are opened; nothing in them is code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class OnnxEncoder:
         self._folder, self._towers = folder, folder.read()
         first = next(iter(self._towers.values()))
         self.identity = first.identity
+        self.preprocess: Mapping[str, Any] = first.preprocess
         self.pixels = pixel_reader(first.preprocess, decode)
         self._run = {
             name: _open(folder, manifest, device, precision)

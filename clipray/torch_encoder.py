@@ -40,6 +40,7 @@ class TorchEncoder:
         decode: Decode = "exact",
     ) -> None:
         self.identity = model.identity()
+        self.preprocess = model.preprocess
         self.pixels = pixel_reader(model.preprocess, decode)
         self._normalise = Normaliser(model.preprocess, device)
         self._tokenize = model.tokenize
