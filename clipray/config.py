@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -104,18 +104,48 @@ def _yaml_value(text: str, where: str) -> Any:
 
 def _set(tree: Tree, path: list[str], value: Any) -> None:
     *sections, key = path
+    where = f"-o {'.'.join(path)}"
+    place: Any = tree
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"-o {'.'.join(path)}: {section} is a value, not a section")
-    tree[key] = value
+        place = place[_number(place, section, where)] if _is_list(place) else _inner(place, section)
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"{where}: {section} is a value, not a section")
+    place[_number(place, key, where) if _is_list(place) else key] = value
+
+
+def _is_list(place: Any) -> TypeGuard[list[Any]]:
+    return isinstance(place, list)
+
+
+def _inner(place: Tree, section: str) -> Any:
+    """A section of a mapping; one that is missing or empty is begun."""
+    if place.get(section) is None:
+        place[section] = {}
+    return place[section]
+
+
+def _number(place: list[Any], given: str, where: str) -> int:
+    """A place in a list, counted from 0."""
+    if not given.isdecimal() or int(given) >= len(place):
+        raise ConfigError(
+            f"{where}: found '{given}', expected a place in a list of {len(place)}, counted from 0"
+        )
+    return int(given)
 
 
 def _keys(kind: type[BaseModel]) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation)
+        for inner in _models(field.annotation):
+            yield from _keys(inner)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Those in an annotation, such as `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _tell(detail: ErrorDetails, known: set[str]) -> str:
