@@ -1,0 +1,1 @@
+"""The configuration files of PaddleClas's CLIP, run as they are: translated to our commands."""
