@@ -1,5 +1,6 @@
 """`clipray paddle train`: CLIP.yaml as a training run of ours."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from clipray.training.logbook import LogConfig
 from clipray.training.loss import LossConfig
 from clipray.training.optim import OptimConfig
 from clipray.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 RUN_FOLDER = "run"  # in Global.output_dir
 
@@ -186,6 +189,11 @@ def _evaluation(file: PaddleTrainConfig, notes: Notes) -> EvaluationConfig:
     if held.sampler.shuffle:
         notes.ignored(f"{key}.sampler.shuffle", "the order of an evaluation changes no metric")
     _note_memory(held, key, notes)
+    if held.sampler.batch_size == 1:
+        log.warning(
+            "%s.sampler.batch_size: is 1, and clip_val_loss then 0, as a pair has no other to be "
+            "told from; R@k is right", key,
+        )  # fmt: skip
     return EvaluationConfig(
         input=(find_split(held.dataset, f"{key}.dataset"),),
         batch_size=held.sampler.batch_size,

@@ -196,10 +196,19 @@ def test_what_cannot_be_exported_is_refused(exported, key):
 
 
 def test_what_the_file_asks_for_and_training_does_anyway_is_no_warning(translated, caplog):
-    quiet = (f"{TRAIN}.sampler.drop_last=True", f"{EVAL}.sampler.shuffle=False")
+    quiet = (f"{TRAIN}.sampler.drop_last=True", f"{EVAL}.sampler.shuffle=False",
+             f"{EVAL}.sampler.batch_size=64")  # fmt: skip
     with caplog.at_level(logging.WARNING, "clipray.paddle"):
         translated(*quiet)
     assert {text.partition(":")[0].rpartition(".")[2] for text in caplog.messages} == {"margin"}
+
+
+def test_one_pair_a_batch_has_no_loss_which_is_told(translated, caplog):
+    translated()
+    assert "DataLoader.Eval.sampler.batch_size: is 1, and clip_val_loss then 0" in caplog.text
+    caplog.clear()
+    translated(f"{EVAL}.sampler.batch_size=2")
+    assert "clip_val_loss" not in caplog.text
 
 
 def test_an_export_takes_shorter_texts_and_pictures_without_tokens(exported, caplog):
