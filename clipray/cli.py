@@ -91,6 +91,15 @@ COMMANDS = {
     "evaluate": Command(
         "clipray.evaluate", "EvaluateConfig", "evaluate", "measure the recall of an index"
     ),
+    "paddle train": Command(
+        "clipray.paddle.train", "PaddleTrainConfig", "train", "CLIP.yaml of PaddleClas → model"
+    ),
+    "paddle infer": Command(
+        "clipray.paddle.infer", "PaddleInferConfig", "infer", "its images or texts → vectors"
+    ),
+    "paddle export": Command(
+        "clipray.paddle.export", "PaddleExportConfig", "export", "its model → ONNX, one tower"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 
@@ -186,9 +195,9 @@ def _no_command(given: Sequence[str]) -> int:
     if not given:
         parser.print_help(sys.stderr)
         return 2
-    if given[0] == "index" and len(given) > 1 and not given[1].startswith("-"):
-        known = ", ".join(name for name in COMMANDS if name.startswith("index "))
-        parser.error(f"'index {given[1]}' is no command; there are: {known}")
+    known = ", ".join(name for name in COMMANDS if name.startswith(f"{given[0]} "))
+    if known and len(given) > 1 and not given[1].startswith("-"):
+        parser.error(f"'{given[0]} {given[1]}' is no command; there are: {known}")
     parser.parse_args(given)
     return 2
 

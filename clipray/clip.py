@@ -30,8 +30,11 @@ from clipray.manifest import (
     digest,
     write_json,
 )
+from clipray.preprocess import OWN, PreprocessConfig
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
+
+DEFAULT_SIDE = 224  # of a picture, where a `model_cfg` says nothing
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,12 @@ class ClipModel:
         )
 
 
-def load(source: ModelSource) -> ClipModel:
+def load(source: ModelSource, preprocess: PreprocessConfig = OWN) -> ClipModel:
     """Load a model with its weights.
+
+    Args:
+        source: which model.
+        preprocess: what is to differ from its own way; another size resizes its positions.
 
     Raises:
         ModelError: unknown name or tag, missing or unusable weights.
@@ -77,30 +84,55 @@ def load(source: ModelSource) -> ClipModel:
     folder = Path(source.name)
     _require_no_export(folder)
     if ModelFolder(folder).config.is_file():
-        return _open(f"local-dir:{folder.resolve()}", source, require_pretrained=True)
+        name = f"local-dir:{folder.resolve()}"
+        return _open(name, source, preprocess, require_pretrained=True)
     _check_name(source.name)
     _check_pretrained(source)
-    return _open(source.name, source, require_pretrained=True)
+    return _open(source.name, source, preprocess, require_pretrained=True)
 
 
-def create(source: ModelSource, seed: int) -> ClipModel:
+def create(source: ModelSource, seed: int, preprocess: PreprocessConfig = OWN) -> ClipModel:
     """Load a model, or make one with random weights where `source` has none.
 
     Args:
         source: as for `load`; besides, the name may be a JSON file with open_clip's `model_cfg`,
             and without `pretrained` the weights are drawn at random.
         seed: of the random weights.
+        preprocess: as for `load`.
     """
     if source.pretrained or ModelFolder(Path(source.name)).weights.is_file():
-        return load(source)
+        return load(source, preprocess)
     torch.manual_seed(seed)
     if not source.name.endswith(".json"):
         _check_name(source.name)
-        return _open(source.name, source)
+        return _open(source.name, source, preprocess)
     with tempfile.TemporaryDirectory() as scratch:
         config = {"model_cfg": _read_architecture(Path(source.name)), "preprocess_cfg": {}}
         ModelFolder(Path(scratch)).config.write_text(json.dumps(config), encoding="utf-8")
-        return _open(f"local-dir:{scratch}", source)
+        return _open(f"local-dir:{scratch}", source, preprocess)
+
+
+def architecture_of(name: str) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a model that is not loaded.
+
+    Args:
+        name: open_clip model name, model folder, or JSON file with a `model_cfg`.
+
+    Raises:
+        ModelError: there is none of that name.
+        InputError: the file holds something else.
+    """
+    folder = Path(name)
+    if folder.is_file():
+        return _read_architecture(folder)
+    if ModelFolder(folder).config.is_file():
+        name = f"local-dir:{folder.resolve()}"
+    else:
+        _check_name(name)
+    try:
+        return _architecture(name)
+    except Exception as error:  # as in `_open`
+        raise ModelError(f"model {name}: {_reason(error)}") from error
 
 
 def save(model: ClipModel, folder: Path, metrics: Mapping[str, float]) -> ModelIdentity:
@@ -118,20 +150,37 @@ def save(model: ClipModel, folder: Path, metrics: Mapping[str, float]) -> ModelI
     return identity
 
 
-def _open(name: str, source: ModelSource, *, require_pretrained: bool = False) -> ClipModel:
+def _open(
+    name: str,
+    source: ModelSource,
+    wanted: PreprocessConfig,
+    *,
+    require_pretrained: bool = False,
+) -> ClipModel:
     try:
+        architecture = _architecture(name)
+        size = wanted.forced_size(architecture["vision_cfg"].get("image_size", DEFAULT_SIDE))
         module = open_clip.create_model(
             name,
             pretrained=source.pretrained,
             require_pretrained=require_pretrained,
+            force_image_size=size,
+            force_preprocess_cfg=wanted.forced(),
             weights_only=True,
         )
         tokenize = open_clip.get_tokenizer(name)
-        architecture = get_model_config(name)
     except Exception as error:  # open_clip raises whatever its many loaders raise
         raise ModelError(f"model {_display_name(source)}: {_reason(error)}") from error
+    if size is not None:
+        architecture["vision_cfg"]["image_size"] = size
     preprocess = json.loads(json.dumps(module.visual.preprocess_cfg))
     return ClipModel(module.eval(), tokenize, architecture, preprocess, source)
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    known = name if ":" in name else name.replace("/", "-")  # as open_clip takes ViT-B/32
+    architecture: dict[str, Any] = get_model_config(known)
+    return architecture
 
 
 def open_tokenizer(folder: Path, expected: ModelIdentity) -> Tokenizer:

@@ -40,6 +40,7 @@ from clipray.manifest import (
 from clipray.onnx_encoder import OnnxTower
 from clipray.onnx_graph import files_of, quantise, write_image_graph, write_text_graph
 from clipray.pixels import Normaliser, pixel_reader
+from clipray.preprocess import PreprocessConfig
 from clipray.report import Report
 from clipray.texts import ending_of
 
@@ -64,6 +65,7 @@ class ExportConfig(Config):
         None, description="folder of pictures to measure on; by default some are drawn"
     )
     samples: int = Field(64, ge=1, description="pictures and texts to measure on")
+    preprocess: PreprocessConfig = PreprocessConfig()
 
     @model_validator(mode="after")
     def _no_text_in_8_bits(self) -> "ExportConfig":
@@ -104,7 +106,7 @@ def export(config: ExportConfig) -> ExportReport:
     if config.images and not config.images.is_dir():
         raise InputError(f"{config.images}: no such folder; --images takes one of pictures")
     source = ModelSource(name=config.model, pretrained=config.pretrained).absolute()
-    model = clip.load(source)
+    model = clip.load(source, config.preprocess)
     identity = model.identity()
     storage.make_folder(config.output.parent)
     with storage.staged_folder(config.output) as staged:

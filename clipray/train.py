@@ -137,7 +137,8 @@ def train(config: TrainConfig) -> TrainReport:
     config.evaluation.check()
     corpus = Corpus.survey(config.input, config.loader.captions)
     plan = _plan(config, corpus)
-    clip.create(source, config.seed)  # a wrong model is told here and not by a worker
+    # A wrong model is told here and not by a worker.
+    clip.create(source, config.seed, config.preprocess)
     storage.make_folder(output.parent)
     with run.held(), cluster.session(cpus=(config.workers or 1) * config.cpus_per_worker):
         settled = _settled(config, plan)

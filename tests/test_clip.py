@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from clipray import clip
 from clipray.errors import InputError, ModelError
 from clipray.manifest import ModelFolder, ModelManifest, ModelSource, read_json
+from clipray.preprocess import PreprocessConfig
 from tests.drawing import drawings
+from tests.training import towers
 
 TEXTS = ["a small red circle", "", "two  words & 🦜", "x " * 50]
 
@@ -127,6 +129,48 @@ def test_a_folder_without_usable_weights_is_refused(copy, damage):
     damage(ModelFolder(copy))
     with pytest.raises(ModelError, match="copy: cannot be loaded"):
         clip.load(source(copy))
+
+
+def test_preprocessing_is_part_of_the_model_that_is_saved(architecture, tmp_path):
+    wanted = PreprocessConfig(size=(48, 48), std=(0.5, 0.5, 0.5), resize_mode="squash")
+    made = clip.create(source(architecture), 0, wanted)
+    assert made.preprocess["std"] == [0.5, 0.5, 0.5]
+    assert made.preprocess["mean"] == clip.create(source(architecture), 0).preprocess["mean"]
+    clip.save(made, tmp_path, {})
+    module, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert transform(Image.new("RGB", (90, 30))).shape == (3, 48, 48)
+    assert module.visual.preprocess_cfg["resize_mode"] == "squash"
+    again = clip.load(source(tmp_path))
+    assert again.identity() == made.identity().model_copy(update={"name": tmp_path.name})
+    assert clip.load(source(tmp_path), wanted).identity() == again.identity()
+    assert clip.architecture_of(str(tmp_path)) == made.architecture
+
+
+def test_trained_positions_are_stretched_to_another_size(tmp_path):
+    config = {"embed_dim": 32, "vision_cfg": towers.VIT, "text_cfg": towers.TEXT}
+    (tmp_path / "vit.json").write_text(json.dumps(config))
+    (tmp_path / "vit").mkdir()
+    first = clip.create(source(tmp_path / "vit.json"), 0)
+    clip.save(first, tmp_path / "vit", {})
+    larger = clip.load(source(tmp_path / "vit"), PreprocessConfig(size=(32, 64)))
+    assert larger.preprocess["size"] == [32, 64]
+    assert larger.architecture["vision_cfg"]["image_size"] == (32, 64)
+    before, after = (made.module.visual.positional_embedding for made in (first, larger))
+    assert after.shape[0] == 1 + 4 * 8
+    assert torch.equal(after[0], before[0])
+    torch.testing.assert_close(after[1:].mean(0), before[1:].mean(0), atol=0.05, rtol=0)
+
+
+def test_a_resnet_keeps_the_size_of_its_weights(model):
+    with pytest.raises(ModelError, match="size mismatch"):
+        clip.load(source(model), PreprocessConfig(size=64))
+
+
+@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-B-32"])
+def test_an_architecture_is_known_without_its_weights(name):
+    assert clip.architecture_of(name)["vision_cfg"]["patch_size"] == 32
+    with pytest.raises(ModelError, match="neither an open_clip model name"):
+        clip.architecture_of("ViT-B-33")
 
 
 def evil_files(canary):

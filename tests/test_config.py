@@ -121,3 +121,36 @@ def test_a_configuration_does_not_change():
         "title": "",
         "inner": {"rate": 0.1, "names": []},
     }
+
+
+class Step(Config):
+    """An entry of a list."""
+
+    height: int = 1
+
+
+class Ladder(Config):
+    """A configuration with lists."""
+
+    steps: tuple[Step, ...] = ()
+    top: Step | None = None
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    file = tmp_path / "ladder.yaml"
+    file.write_text("steps: [{height: 2}, {height: 3}]\ntop:\n")
+    found = load_config(Ladder, file, ["steps.1.height=5", "top.height=6"])
+    assert [step.height for step in found.steps] == [2, 5]
+    assert found.top == Step(height=6)
+    assert load_config(Ladder, file, ["steps.0={height: 4}"]).steps[0] == Step(height=4)
+    for place in ("2", "-1", "first"):
+        with pytest.raises(ConfigError, match=f"found '{place}', expected a place in a list of 2"):
+            load_config(Ladder, file, [f"steps.{place}.height=5"])
+
+
+@pytest.mark.parametrize("section", ["steps.0", "top"])
+def test_a_key_in_a_list_has_near_keys_too(tmp_path, section):
+    file = tmp_path / "ladder.yaml"
+    file.write_text("steps: [{}]\n")
+    with pytest.raises(ConfigError, match=rf"{section}\.heigth', did you mean 'height'"):
+        load_config(Ladder, file, [f"{section}.heigth=5"])

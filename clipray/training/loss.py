@@ -24,6 +24,7 @@ class LossConfig(Config):
     name: Literal["contrastive", "siglip"] = Field(
         "contrastive", description="CLIP's softmax over the batch, or SigLIP's sigmoid of each pair"
     )
+    weight: float = Field(1.0, gt=0, description="what the loss is multiplied by")
     local_loss: bool = Field(
         True, description="contrastive: a rank scores its own rows only, and not all rows again"
     )
@@ -76,8 +77,8 @@ class Loss:
         """A scalar, whose mean over ranks is the loss of the global batch."""
         config = self._config
         if config.name == "siglip":
-            return siglip_loss(*features.tensors)
-        return contrastive_loss(
+            return config.weight * siglip_loss(*features.tensors)
+        return config.weight * contrastive_loss(
             *features.tensors,
             local_loss=config.local_loss,
             gather_with_grad=config.gather_with_grad,

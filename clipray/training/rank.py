@@ -19,6 +19,7 @@ from clipray import clip, uri
 from clipray.errors import ClipRayError, ConfigError, OutputError, UnavailableError
 from clipray.manifest import ModelSource
 from clipray.pixels import pixel_reader
+from clipray.preprocess import PreprocessConfig
 from clipray.training.batch import Batch
 from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, Checkpoints
 from clipray.training.corpus import Corpus
@@ -47,6 +48,7 @@ class Job(Recipe):
     pretrained: str | None = Field(
         None, description="open_clip tag or weights file; random weights where not given"
     )
+    preprocess: PreprocessConfig = PreprocessConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -110,7 +112,7 @@ class _Rank:
         self._signals = signals
         self._checkpoints = Checkpoints(run.checkpoints, job.checkpoints)
         self._plan = plan_of(corpus, job.loader, job.seed)
-        model = together(lambda: clip.create(job.source, job.seed), peers)
+        model = together(lambda: clip.create(job.source, job.seed, job.preprocess), peers)
         state, self._metrics = from_first(self._found, peers)
         self._trainer = together(lambda: Trainer(model, job, self._plan.steps, peers, state), peers)
         pixels = pixel_reader(model.preprocess)

@@ -104,3 +104,10 @@ def test_without_grad_the_features_learn_half_at_two_ranks(ranks):
     expected = [loss, scale, bias, *(gradient / WORLD for gradient in features)]
     for found in ranks:
         torch.testing.assert_close(found["c"], expected)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_weight_multiplies_the_loss_and_its_gradients(name):
+    plain, *gradients = run(Loss(RIGHT[name]), *samples())
+    weighted = run(Loss(RIGHT[name].model_copy(update={"weight": 0.25})), *samples())
+    torch.testing.assert_close(weighted, [plain * 0.25, *(0.25 * given for given in gradients)])
