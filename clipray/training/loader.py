@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clipray.config import Config
 from clipray.errors import ClipRayError, UnavailableError
@@ -105,6 +105,7 @@ class Loader:
             decoder, config.captions, tokenize, seed=seed, share=mine, counts=corpus.counts
         )
         self._config, self._plan = config, plan
+        self._processes = _Processes(self._batcher, config.processes) if config.processes else None
         self._told: set[str] = set()
         self.replaced = 0
 
@@ -122,8 +123,8 @@ class Loader:
             yield batch
 
     def _made(self, steps: Iterator[Step]) -> Iterator[Made]:
-        if self._config.processes:
-            return _in_processes(self._batcher, steps, self._config.processes)
+        if self._processes:
+            return self._processes.made(steps)
         return _in_threads(self._batcher, steps, self._config.threads)
 
     def _tell(self, refused: Iterable[Refused]) -> None:
@@ -159,30 +160,48 @@ class _Batches(Dataset[Made | ClipRayError]):
             return error
 
 
-def _in_processes(batcher: Batcher, steps: Iterator[Step], processes: int) -> Iterator[Made]:
+class _Processes:
     """Every process makes whole batches; they come in the order of the steps.
 
-    Batches lie in shared memory (/dev/shm) until they are used: `PREFETCH` a process.
+    The processes stay from one epoch to the next. Batches lie in shared memory (/dev/shm) until
+    they are used: `PREFETCH` a process.
     """
-    # Never fork: this process may have the threads of gRPC. Its server imports only once.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    made = iter(
-        DataLoader(
+
+    def __init__(self, batcher: Batcher, count: int) -> None:
+        # Never fork: this process may have the threads of gRPC. Its server imports only once.
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
+        self._following = _Following()
+        self._loader = DataLoader(
             _Batches(batcher),
             batch_size=None,
-            sampler=steps,
-            num_workers=processes,
+            sampler=self._following,
+            num_workers=count,
             collate_fn=_as_it_is,
             prefetch_factor=PREFETCH,
             multiprocessing_context=context,
+            persistent_workers=True,
             generator=torch.Generator(),  # the one of the process belongs to the model
         )
-    )
-    while (following := _next(made)) is not None:
-        if isinstance(following, ClipRayError):
-            raise following
-        yield following
+
+    def made(self, steps: Iterator[Step]) -> Iterator[Made]:
+        """The batches of some steps."""
+        self._following.steps = steps
+        made = iter(self._loader)
+        while (following := _next(made)) is not None:
+            if isinstance(following, ClipRayError):
+                raise following
+            yield following
+
+
+class _Following(Sampler[Step]):
+    """Gives a DataLoader, each time that it begins anew, the steps that are asked for then."""
+
+    def __init__(self) -> None:
+        self.steps: Iterator[Step] = iter(())
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps
 
 
 def _next(made: Iterator[Made | ClipRayError]) -> Made | ClipRayError | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,20 +156,3 @@ def test_export_writes_the_tower_that_arch_names(trained, encoder, home, capsys)
     assert vector == pytest.approx(expected.tolist(), abs=1e-4)
     code, _ = run(capsys, "export", **paths(home), **where)
     assert code == 2
-
-
-@pytest.mark.soak
-def test_the_file_runs_with_no_more_than_its_paths_changed(tmp_path, ray_session, capsys):
-    write_shards(tmp_path / "mscoco" / "train", 300)
-    write_shards(tmp_path / "mscoco" / "eval")
-    (tmp_path / "tiny.json").write_text(json.dumps(SMALL))
-    code, _ = run(capsys, "train", **paths(tmp_path))
-    assert code == 0
-    lines = read_metrics(tmp_path / "output" / "model" / "metrics.jsonl")
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == 120
-    assert losses[-1] < losses[0]
-    for tower in ("image", "text"):
-        where = {"Global.save_inference_dir": tmp_path / tower, "Arch.clip": tower}
-        assert run(capsys, "export", **paths(tmp_path), **where)[0] == 0
-        assert Path(tmp_path / tower / tower / "model_fp32.onnx").is_file()

@@ -230,11 +230,17 @@ def test_a_decode_process_that_is_killed_stops_the_run(corpus):
         list(found)
 
 
-def test_an_epoch_that_is_left_leaves_no_process(corpus):
-    made = loader(corpus, processes=2, size=4).epoch(0)
-    next(made)
-    assert len(active_children()) == 2
-    made.close()
+def test_processes_stay_for_all_epochs_and_end_with_the_loader(corpus):
+    made = loader(corpus, processes=2, size=4)
+    first = made.epoch(0)
+    next(first)
+    processes = {process.pid for process in active_children()}
+    assert len(processes) == 2
+    first.close()  # in the middle of an epoch
+    found = [batch.order for batch in made.epoch(1)]
+    assert {process.pid for process in active_children()} == processes
+    assert found == [batch.order for batch in loader(corpus, size=4).epoch(1)]
+    del made, first
     assert not active_children()
 
 
