@@ -6,7 +6,7 @@ index folder, `serve` answers from it. The verbs meet only on disk.
 Floors, imports only go down:
 
 6. `cli`, `demo`
-5. `serve`, `evaluate`, `search`
+5. `serve`, `paddle`, `evaluate`, `search`
 4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, `desk`, and `cluster`, the one
    place that starts Ray
 3. `part`, `training`, `account`; `encoder`, `prepare`, `rows`; `torch_encoder`, `onnx_encoder`,

@@ -25,6 +25,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what later versions do by default
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the commands draw their own
+    "RAY_event_stats": "0",  # a fifth of what a process costs while it waits
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ side finds remarkable goes to its log files
 }
 
