@@ -24,10 +24,9 @@ class Desk:
         self._said: list[str] = []
         self._stop = False
 
-    def tell(self, lines: list[Values]) -> bool:
-        """Leave lines; answers whether to stop."""
+    def tell(self, lines: list[Values]) -> None:
+        """Leave lines."""
         self._lines += lines
-        return self._stop
 
     def say(self, text: str) -> None:
         """Leave a word for people."""

@@ -29,7 +29,7 @@ from clipray.report import Report
 from clipray.training.checkpoints import MANIFEST, Checkpoints
 from clipray.training.corpus import Corpus
 from clipray.training.loader import plan_of
-from clipray.training.metrics import Progress, read_metrics, samples_per_s
+from clipray.training.metrics import METRICS_FILE, Progress, read_metrics, samples_per_s
 from clipray.training.peers import Peers
 from clipray.training.plan import Plan
 from clipray.training.rank import Job, Outcome, run_rank
@@ -38,7 +38,6 @@ from clipray.training.trainer import STATE_FILE
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "train.yaml"
 WAIT_FOR_PEERS_S = 600  # a checkpoint is written while the others wait
 POLL_S = 1.0
@@ -91,7 +90,7 @@ class TrainReport(Report):
     Attributes:
         run: where checkpoints and logs are.
         metrics: of the result: loss of the last epoch, and what was evaluated.
-        samples_per_s: over all workers, in the last stretch without an interruption.
+        samples_per_s: over all workers, from the first step to the last, interruptions included.
     """
 
     output: Path

@@ -7,9 +7,9 @@ import yaml
 
 from clipray.errors import ConfigError, InputError, ModelError, OutputError
 from clipray.manifest import ModelFolder, ModelManifest, read_json
-from clipray.train import CONFIG_FILE, METRICS_FILE, TrainConfig, train
+from clipray.train import CONFIG_FILE, TrainConfig, train
 from clipray.training.loader import LoaderConfig
-from clipray.training.metrics import read_metrics
+from clipray.training.metrics import METRICS_FILE, read_metrics
 from clipray.training.optim import OptimConfig
 from clipray.training.trainer import STATE_FILE
 

@@ -17,8 +17,8 @@ from clipray.train import TrainConfig, train
 from clipray.training.augment import AugmentConfig
 from clipray.training.checkpoints import CheckpointConfig
 from clipray.training.loader import LoaderConfig
-from clipray.training.logbook import METRICS_FILE, LogConfig
-from clipray.training.metrics import read_metrics
+from clipray.training.logbook import LogConfig
+from clipray.training.metrics import METRICS_FILE, read_metrics
 from clipray.training.optim import OptimConfig
 from tests.drawing import write_shards
 from tests.processes import of_session, reap, start, start_silent

@@ -19,7 +19,7 @@ from clipray.training.loss import Features, Loss, LossConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # fp32 needs none
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,8 @@ class Gradients:
 
     def _features(self, part: _Part) -> Features:
         torch.manual_seed(part.seed)  # dropout draws the same in both passes
-        kind = _AUTOCAST[self._precision]
-        enabled = self._precision != "fp32"
-        with torch.autocast(part.pixels.device.type, kind, enabled=enabled):
+        kind = AUTOCAST.get(self._precision)
+        with torch.autocast(part.pixels.device.type, kind, enabled=kind is not None):
             out = self._module(part.pixels, part.tokens)
         return Features(*(tensor.float() for tensor in _outputs(out)))
 

@@ -16,9 +16,8 @@ from tensorboardX import SummaryWriter
 
 from clipray.config import Config
 from clipray.errors import ConfigError
-from clipray.training.metrics import Values, read_metrics
+from clipray.training.metrics import METRICS_FILE, Values, read_metrics
 
-METRICS_FILE = "metrics.jsonl"
 BOARD_FOLDER = "tensorboard"
 
 

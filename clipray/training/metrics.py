@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+METRICS_FILE = "metrics.jsonl"
 SPEED_WINDOW = 50  # steps
 
 _PLACES = ("step", "epoch", "time")

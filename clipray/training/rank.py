@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from pydantic import Field
 
 from clipray import clip, uri
@@ -24,6 +23,7 @@ from clipray.training.batch import Batch
 from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, Checkpoints
 from clipray.training.corpus import Corpus
 from clipray.training.evaluation import Evaluation, EvaluationConfig
+from clipray.training.gradients import AUTOCAST
 from clipray.training.loader import Loader, plan_of
 from clipray.training.logbook import Logbook, LogConfig
 from clipray.training.metrics import Values
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 PREEMPTION_LOOK_S = 5
 SHOW_S = 2  # metrics are shown at least so often, if there are steps
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Job(Recipe):

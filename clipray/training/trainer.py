@@ -137,11 +137,6 @@ class Trainer:
         self._worst = 0  # skipped steps in a row
 
     @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        return self._steps
-
-    @property
     def result(self) -> nn.Module:
         """The weights that a finished run gives, as a module."""
         averaged: nn.Module = self._average.module if self._average else self.raw

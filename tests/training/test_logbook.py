@@ -9,8 +9,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from clipray.config import Config
 from clipray.errors import ConfigError
-from clipray.training.logbook import BOARD_FOLDER, METRICS_FILE, Logbook, LogConfig
-from clipray.training.metrics import read_metrics
+from clipray.training.logbook import BOARD_FOLDER, Logbook, LogConfig
+from clipray.training.metrics import METRICS_FILE, read_metrics
 
 
 def write(folder, steps, start=0, **options):
