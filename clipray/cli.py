@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticSerializationError
 
 from clipray import __version__
 from clipray.config import Config, load_config
@@ -131,14 +132,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except OSError as error:
+    except Exception as error:  # the system's, a library's that nobody translated, or a bug
         log.debug("unexpected error", exc_info=True)
-        _say(_told(error))
-        return ClipRayError.exit_code
-    except Exception as error:  # a bug, or a library's error that nobody translated
-        log.debug("unexpected error", exc_info=True)
-        _say(_unexpected(error))
-        return ClipRayError.exit_code
+        told, code = _judge(error)
+        _say(told)
+        return code
+
+
+def _judge(error: Exception) -> tuple[str, int]:
+    """What to say of an error that is none of ours, and the exit code."""
+    if isinstance(error, PydanticSerializationError) and "KeyboardInterrupt" in str(error):
+        return "interrupted", INTERRUPTED  # pydantic makes a text of what is raised inside of it
+    told = _told(error) if isinstance(error, OSError) else _unexpected(error)
+    return told, ClipRayError.exit_code
 
 
 def _told(error: OSError) -> str:

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import time
+from typing import Annotated
 
 import pytest
+from pydantic import PlainSerializer, TypeAdapter
 
 from clipray.cli import COMMANDS, main
 
@@ -52,6 +54,19 @@ def test_options_win_over_overrides_and_those_over_the_file(capsys, flat_index, 
     assert len(run(capsys, *command)[1].splitlines()) == 1
     assert len(run(capsys, *command, "-o", "k=2")[1].splitlines()) == 2
     assert len(run(capsys, *command, "-o", "k=2", "-k", "3")[1].splitlines()) == 3
+
+
+def test_an_interrupt_while_json_is_written_is_an_interrupt(capsys, flat_index, monkeypatch):
+    def interrupted(report, **options):
+        return TypeAdapter(Annotated[int, PlainSerializer(_interrupt)]).dump_json(1)
+
+    monkeypatch.setattr("clipray.report.Report.model_dump_json", interrupted)
+    code, out, err = run(capsys, "index", "info", "--index", flat_index, "--json")
+    assert (code, out, err) == (130, "", "clipray: interrupted\n")
+
+
+def _interrupt(value):
+    raise KeyboardInterrupt
 
 
 def test_evaluate_tells_recall(capsys, flat_index):
