@@ -1,12 +1,14 @@
 """Which layer of its tower a parameter belongs to, told by open_clip's names.
 
 A tower is what lies before its blocks (layer 0), the blocks, and what lies after them (the top).
-Tensors and rates are not known here.
+Rates are not known here.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+
+from torch import nn
 
 from clipray.errors import ConfigError
 
@@ -24,6 +26,8 @@ _BEFORE = re.compile(
 _BLOCK = re.compile(
     rf"{_CONTAINERS}(?:(?:resblocks|blocks?|stages|layers?|h)[._](\d+)|layer(\d+))\."
 )
+
+_POSITIONS = re.compile(r"(?:^|\.)(?:positional_embedding|pos_embed)$")
 
 
 def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
@@ -44,6 +48,13 @@ def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
     towers = groupby(sorted(names, key=_tower), _tower)
     layers = {name: depth for tower, mine in towers for name, depth in _layers(tower, list(mine))}
     return {name: decay ** layers[name] for name in names}
+
+
+def most_tokens(module: nn.Module) -> int:
+    """Length of the longest sequence that a tower attends over, by its learned positions; or 0."""
+    named = module.named_parameters()
+    lengths = [p.numel() // p.shape[-1] for name, p in named if _POSITIONS.search(name)]
+    return max(lengths, default=0)
 
 
 def _tower(name: str) -> str:

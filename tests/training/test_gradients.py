@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from clipray.errors import ConfigError
@@ -130,6 +131,21 @@ def test_half_precision_is_near_and_its_loss_full(models, precision):
         assert half["loss"].dtype == torch.float32
         assert half["loss"] != whole["loss"]
         assert_equal(half, whole, tolerance=0.1)
+
+
+def test_the_fused_attention_is_left_out_where_it_is_slow(models, monkeypatch):
+    asked = []
+
+    def noted(kernels):
+        asked.append(kernels)
+        return sdpa_kernel(kernels)
+
+    monkeypatch.setattr("clipray.training.gradients.sdpa_kernel", noted)
+    for precision in ("fp32", "bf16"):
+        run(models["vit"], LossConfig(), precision=precision)
+    monkeypatch.setattr("clipray.training.gradients.FEW_TOKENS", 16)
+    run(models["vit"], LossConfig(), precision="bf16")
+    assert [SDPBackend.FLASH_ATTENTION in kernels for kernels in asked] == [True, False, True]
 
 
 def test_siglip_needs_a_bias(models):

@@ -3,8 +3,8 @@
 import pytest
 
 from clipray.errors import ConfigError
-from clipray.training.layers import layer_scales
-from tests.training.towers import TIMM, create, trained
+from clipray.training.layers import layer_scales, most_tokens
+from tests.training.towers import TIMM, VIT, create, trained
 
 TEXT = ["token_embedding.weight", "transformer.resblocks.0.ln_1.bias", "ln_final.weight"]
 TOWERS = {
@@ -88,3 +88,8 @@ def test_a_tower_without_known_layers_is_refused_and_needs_none_without_decay():
     assert set(layer_scales(names, 1).values()) == {1}
     with pytest.raises(ConfigError, match=r"image tower .*visual\.body\.7\.weight"):
         layer_scales(names, 0.9)
+
+
+def test_the_longest_sequence_of_a_model_is_known(tmp_path):
+    assert most_tokens(create(tmp_path / "image", VIT)) == 4 * 4 + 1
+    assert most_tokens(create(tmp_path / "text", VIT | {"patch_size": 16})) == 12
