@@ -90,7 +90,19 @@ def test_a_build_brings_the_node_that_it_runs_on(cluster, line, embeddings, tmp_
     )
     assert "waiting for nodes" in said
     assert line.came("cpu") < COMES_S
-    assert Index.open(tmp_path / "idx").rows
+    assert Index.open(tmp_path / "idx").manifest.rows == 40
+
+
+def test_training_waits_for_the_nodes_of_all_its_workers(
+    cluster, line, shards, architecture, tmp_path
+):
+    said = cluster.clipray(
+        "train", "--input", shards, "--model", architecture, "--output", tmp_path / "model",
+        "--workers", 3, "--epochs", 1, "-o", "loader.batch_size=12", "-o", "log.tensorboard=false",
+    )  # fmt: skip
+    assert "waiting for nodes: 3 × (CPU 1, GPU 0) asked for" in said
+    assert line.most("cpu") == 2
+    assert (tmp_path / "model/clipray.json").is_file()
 
 
 def test_load_on_a_service_brings_nodes_for_its_replicas(cluster, line, embeddings, tmp_path):

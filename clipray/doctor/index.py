@@ -28,11 +28,10 @@ def _model(given: str, manifest: IndexManifest) -> Finding:
     name = manifest.source.name
     advice = f"give search and serve --model, of identity {manifest.model}"
     try:
-        stated = stated_identity(manifest.source)
+        if stated := stated_identity(manifest.source):
+            manifest.model.require(stated, "it")
     except ClipRayError as error:
-        return problem("index", f"{given}: its model {name} ({error})", advice)
-    if stated is not None and stated != manifest.model:
-        return problem("index", f"{given}: its model {name} is now another, {stated}", advice)
+        return problem("index", f"{given}: its model {name}: {error}", advice)
     if stated is None and Path(name).is_absolute() and not Path(name).exists():
         return problem("index", f"{given}: its model {name} is not there", advice)
     if stated is None:

@@ -161,7 +161,7 @@ def _silent(node: Node, error: Exception) -> Finding:
 def _name(node: Node, among: Sequence[Node]) -> str:
     """The name of a node; with its id where it is not the only one of that name."""
     alone = sum(other.name == node.name for other in among) == 1
-    return node.name if alone else f"{node.name} ({node.id[:8]})"
+    return node.name if alone else f"{node.name} ({node.id[-8:]})"
 
 
 def _line(error: Exception) -> str:
