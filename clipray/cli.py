@@ -101,6 +101,9 @@ COMMANDS = {
     "paddle export": Command(
         "clipray.paddle.export", "PaddleExportConfig", "export", "its model → ONNX, one tower"
     ),
+    "doctor": Command(
+        "clipray.doctor.run", "DoctorConfig", "doctor", "check machines and cluster, say what to do"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from clipray import cluster, storage
+from clipray import cluster, nodes, room, storage
 from clipray.account import Account, EmbedReport
 from clipray.config import to_yaml
 from clipray.dataset import find_shards
@@ -149,12 +149,14 @@ def _run_fleet(
     if not todo:
         return
     samples = _expected(todo)
+    gpus = 0 if config.device == "cpu" else config.gpus_per_worker
     with cluster.session(cpus=config.workers):
+        room.wait(nodes.Needs(gpus=gpus or 0))
         fleet = plan_fleet(
-            cluster.resources(),
+            list(nodes.present()),
             config.workers,
             config.max_workers,
-            0 if config.device == "cpu" else config.gpus_per_worker,
+            gpus,
             samples=samples,
             shards=len(todo),
         )

@@ -6,7 +6,7 @@ so the object store stays empty and an actor that dies costs a repetition of its
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy
 
+from clipray import room
 from clipray.embeddings import EmbeddingsFolder
 from clipray.encoder import open_encoder
 from clipray.encoder_options import EncoderOptions
 from clipray.errors import from_remote
 from clipray.manifest import ModelSource
+from clipray.nodes import Needs, Node
 from clipray.part import PartPlan, PartReport, Workshop, embed_shard
 from clipray.prepare import PartSettings
 from clipray.tally import Tally, drawn
@@ -54,7 +56,7 @@ class Fleet:
 
 
 def plan_fleet(
-    has: Mapping[str, float],
+    alive: Sequence[Node],
     fewest: int,
     most: int | None,
     gpus: float | None,
@@ -62,27 +64,33 @@ def plan_fleet(
     samples: int | None,
     shards: int,
 ) -> Fleet:
-    """Choose what the user left open, by what the cluster has.
+    """Choose what the user left open, by the nodes that there are.
 
     Args:
-        has: CPUs and GPUs of the cluster, as Ray calls them.
+        alive: the nodes.
         fewest: actors at least.
         most: actors at most; as many as there is room and work for where None.
         gpus: of one actor; one where the cluster has any, where None.
         samples: to be embedded, if known.
         shards: to be embedded.
     """
-    gpus = (1.0 if has.get("GPU") else 0.0) if gpus is None else gpus
-    room = has.get("GPU", 0) / gpus if gpus else has.get("CPU", 1)
-    cpus = max(1.0, has.get("CPU", 1) // has["GPU"] * gpus) if gpus and has.get("GPU") else 1.0
+    gpus = float(any(node.gpus for node in alive)) if gpus is None else gpus
+    cpus = max(1.0, _share(alive, gpus))
+    fit = room.count(alive, Needs(0 if gpus else 1, gpus))
     work = shards if samples is None else min(shards, math.ceil(samples / SAMPLES_PER_ACTOR))
-    wanted = min(int(room), work) if most is None else most
+    wanted = min(fit, work) if most is None else most
     return Fleet(
         fewest=min(fewest, shards),
         most=max(1, min(fewest, shards), min(wanted, shards)),
         cpus=cpus,
         gpus=gpus,
     )
+
+
+def _share(alive: Sequence[Node], gpus: float) -> float:
+    """CPUs that every node with GPUs has for an actor; others may have more, or only CPUs."""
+    hosts = (node for node in alive if gpus and node.gpus >= gpus)
+    return min((node.cpus // node.gpus * gpus for node in hosts), default=1.0)
 
 
 class ShardEncoder:

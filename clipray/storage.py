@@ -155,6 +155,11 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
+def cache_root() -> Path:
+    """Where copies of published indices are kept: `$CLIPRAY_CACHE`, or in the home folder."""
+    return Path(os.environ.get("CLIPRAY_CACHE") or "~/.cache/clipray").expanduser().resolve()
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder with all that is in it, if it is there."""
     shutil.rmtree(path, ignore_errors=True)

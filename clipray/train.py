@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from clipray import clip, cluster, storage, uri
+from clipray import clip, cluster, nodes, room, storage, uri
 from clipray.config import to_yaml
 from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
 from clipray.errors import ClipRayError, OutputError, UnavailableError, from_remote
@@ -175,6 +175,8 @@ def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
 
 def _settled(config: TrainConfig, plan: Plan) -> TrainConfig:
     """With the number of workers, and what they compute on, as the cluster has it."""
+    needs = nodes.Needs(cpus=config.cpus_per_worker, gpus=1 if config.gpu else 0)
+    room.wait(needs, config.min_workers or config.workers or 1)
     gpus = int(cluster.resources().get("GPU", 0))
     workers = config.workers or max(1, gpus)
     plan.check_world(workers, config.accumulate)

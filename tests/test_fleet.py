@@ -3,12 +3,19 @@
 import pytest
 
 from clipray.fleet import Fleet, plan_fleet
+from clipray.nodes import Node
 
-LAPTOP, NODE = {"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}
+
+def node(cpus, gpus=0):
+    return Node(name="a", id="", address="", cpus=cpus, gpus=gpus, labelled=True)
+
+
+LAPTOP, NODE, NONE = [node(8)], [node(64, 4)], [node(0)]
+MIXED = [node(0), node(96), node(8, 1), node(32, 2)]
 
 
 @pytest.mark.parametrize(
-    ("has", "fewest", "most", "gpus", "samples", "shards", "expected"),
+    ("alive", "fewest", "most", "gpus", "samples", "shards", "expected"),
     [
         (LAPTOP, 1, None, None, 50_000, 50, Fleet(1, 8, 1, 0)),
         (LAPTOP, 1, None, None, 2_500, 50, Fleet(1, 3, 1, 0)),  # a start must pay
@@ -22,12 +29,17 @@ LAPTOP, NODE = {"CPU": 8.0}, {"CPU": 64.0, "GPU": 4.0}
         (NODE, 1, None, 0.5, 10**9, 10**5, Fleet(1, 8, 8, 0.5)),
         (NODE, 1, None, 0, 10**9, 10**5, Fleet(1, 64, 1, 0)),
         (LAPTOP, 1, 2, 1, 10**9, 10**5, Fleet(1, 2, 1, 1)),  # GPUs that an autoscaler will bring
+        (NONE, 1, 5, None, 10**9, 10**5, Fleet(1, 5, 1, 0)),
+        (NONE, 2, 5, 1, 10**9, 10**5, Fleet(2, 5, 1, 1)),
+        (MIXED, 1, None, None, 10**9, 10**5, Fleet(1, 3, 8, 1)),  # as the smallest node has it
+        (MIXED, 1, None, 2, 10**9, 10**5, Fleet(1, 1, 32, 2)),
+        (MIXED, 1, None, 0, 10**9, 10**5, Fleet(1, 136, 1, 0)),
     ],
 )
 def test_what_is_left_open_is_chosen_by_what_there_is(
-    has, fewest, most, gpus, samples, shards, expected
+    alive, fewest, most, gpus, samples, shards, expected
 ):
-    assert plan_fleet(has, fewest, most, gpus, samples=samples, shards=shards) == expected
+    assert plan_fleet(alive, fewest, most, gpus, samples=samples, shards=shards) == expected
 
 
 def test_decoding_takes_the_cpus_of_an_actor():

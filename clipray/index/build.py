@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from clipray import cluster, storage
+from clipray import cluster, room, storage
 from clipray.config import to_yaml
 from clipray.embeddings import Parts
 from clipray.errors import OutputError, UnavailableError
@@ -82,6 +82,7 @@ def build(config: IndexBuildConfig) -> BuildReport:
     if parts.unfinished > 0:
         log.warning("%s: %d shards are not embedded, left out", parts.root, parts.unfinished)
     with cluster.session(cpus=1):
+        room.wait()
         workers = RayTasks(folder, config.placement)
         with folder.writing():
             made = construct(parts, folder, config, workers)

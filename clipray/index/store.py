@@ -6,7 +6,6 @@ fetched again.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Collection, Container, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,17 +102,12 @@ def opened(
     return Opened(cached, manifest, verified=verify)
 
 
-def cache_root() -> Path:
-    """Where copies of published indices are kept: `$CLIPRAY_CACHE`, or in the home folder."""
-    return Path(os.environ.get("CLIPRAY_CACHE") or "~/.cache/clipray").expanduser().resolve()
-
-
 def _place(given: str | Path) -> Path | UPath:
     return uri.at(given) if isinstance(given, str) and "://" in given else Path(given)
 
 
 def _cached(store: UPath) -> IndexFolder:
-    return IndexFolder(cache_root() / hashlib.sha256(str(store).encode()).hexdigest()[:16])
+    return IndexFolder(storage.cache_root() / hashlib.sha256(str(store).encode()).hexdigest()[:16])
 
 
 def _described(

@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import ray
 
-from clipray import cluster, nodes, storage
+from clipray import cluster, nodes, room, storage
 from clipray.errors import ConfigError, UnavailableError
 from clipray.index.builder import build_segment
 from clipray.index.ledger import build_shard
@@ -34,6 +34,7 @@ def workers_for(folder: IndexFolder, placement: Placement, rows: int) -> Iterato
         yield Here(folder.root)
         return
     with cluster.session(cpus=1):
+        room.wait()
         yield RayTasks(folder, placement)
 
 

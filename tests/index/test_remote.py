@@ -26,7 +26,7 @@ from clipray.index.publishing import publish
 from clipray.index.reader import unit_queries
 from clipray.index.remove import remove_rows
 from clipray.index.shard import Wanted
-from clipray.index.store import cache_root, newest, opened, read
+from clipray.index.store import newest, opened, read
 from clipray.index.table import row_ids
 from clipray.index.workers import Here
 from clipray.serve.catalog import ServedFolder
@@ -282,7 +282,7 @@ def test_the_cache_is_an_index_folder(folder, store, cache):
     publish(folder, store)
     cached, _, verified = opened(str(store))
     assert verified
-    assert cached.root.parent == cache == cache_root()
+    assert cached.root.parent == cache == storage.cache_root()
     assert cached.versions() == [1, 3]
     assert gc(IndexGcConfig(index=cached.root)).versions == (3,)
     assert answers(cached.root) == answers(folder.root)

@@ -1,0 +1,1 @@
+"""`clipray doctor`: what is installed, what the machines have, and whether they see each other."""
