@@ -100,6 +100,9 @@ COMMANDS = {
     "paddle export": Command(
         "clipray.paddle.export", "PaddleExportConfig", "export", "its model → ONNX, one tower"
     ),
+    "plan": Command(
+        "clipray.capacity.plan", "PlanConfig", "plan", "nodes, memory, disk and hours for a size"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 

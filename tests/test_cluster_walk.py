@@ -15,7 +15,9 @@ from tests.processes import reap
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "clipray-demo", "__pycache__", ".*_cache")
-PORTS = "HEAD_PORT DASHBOARD_PORT CLIENT_PORT AGENT_PORT NODE_AGENT_PORT SERVICE_PORT".split()
+PORTS = [
+    f"{name}_PORT" for name in ("HEAD", "DASHBOARD", "CLIENT", "AGENT", "NODE_AGENT", "SERVICE")
+]
 SECONDS = 600
 
 

@@ -10,7 +10,10 @@ from clipray.errors import ConfigError
 GB = 10**9
 USABLE = 0.8  # of memory and disk: the rest is for new versions and for what comes at once
 BUSY = 0.6  # of the CPUs: above it queries wait for each other
-SYSTEM_GB = 2  # memory of the operating system, Ray's daemons and an ingress
+SYSTEM = 10**9  # bytes of memory of the operating system and Ray's daemons
+PROCESSES = round(
+    1e6 * sum(one.value for one in (costs.GROUP_MB, costs.INGRESS_MB, costs.ENCODER_MB))
+)
 BENCH = Collection(100_000, costs.DIM, 0, "HNSW32", 0.95, 4)  # what was served when measured
 
 
@@ -76,10 +79,11 @@ def lay_out(wanted: Collection, node: Node, load: Load) -> Layout:
     Raises:
         ConfigError: nodes with less memory than the system and one group take.
     """
-    if node.memory * USABLE <= SYSTEM_GB * GB + costs.GROUP_MB.value * 1e6:
+    if _room(node) <= 0:
         raise ConfigError(
-            f"node_memory {node.memory / GB:.1f} GB: the system and one process with shards take "
-            f"about {SYSTEM_GB + costs.GROUP_MB.value / 1000:.1f} GB; give larger nodes"
+            f"node_memory {node.memory / GB:.1f} GB: the system and the processes of a service "
+            f"take {(SYSTEM + PROCESSES) / GB:.1f} GB, and {1 - USABLE:.0%} stays free; give "
+            "larger nodes"
         )
     laid = _on(wanted, 1, node, load)
     for _ in range(20):
@@ -112,14 +116,18 @@ def _on(wanted: Collection, groups: int, node: Node, load: Load) -> Layout:
 
 def _nodes(laid: Layout, node: Node, load: Load) -> tuple[int, str]:
     """Nodes that one copy takes, and why so many."""
-    room = node.memory * USABLE - SYSTEM_GB * GB - costs.GROUP_MB.value * 1e6
     needs = {
-        "memory": laid.memory / room,
+        "memory": laid.memory / _room(node),
         "disk": laid.bytes.total / (node.disk * USABLE),
         "CPUs": laid.cores / load.replicas / (node.cpus * BUSY),
     }
     limit = max(needs, key=needs.__getitem__)
     return max(1, ceil(needs[limit])), limit
+
+
+def _room(node: Node) -> float:
+    """Bytes of memory for an index."""
+    return node.memory * USABLE - SYSTEM - PROCESSES
 
 
 def service_ms(groups: int) -> float:

@@ -80,6 +80,14 @@ class GrowthStep(Config):
     build_cpu_hours: float
     cores: float
 
+    def told(self) -> str:
+        """A line of the table."""
+        return (
+            f"{self.rows:>15,}  {self.nodes:>5}  {size(self.disk_gb):>9}  "
+            f"{figure(self.embed_hours):>11}  {figure(self.build_cpu_hours):>11}  "
+            f"{figure(self.cores):>9}  {self.method}"
+        )
+
 
 class PlanReport(Report):
     """What a collection takes.
@@ -112,8 +120,8 @@ class PlanReport(Report):
     def _index(self) -> list[str]:
         index = self.index
         return [
-            f"index   {index.method}, {index.shards} shards, {size(index.disk_gb)}: vectors "
-            f"{size(index.vectors_gb)}, Faiss {size(index.index_gb)}, rows {size(index.rows_gb)}",
+            f"index   {index.method}, {many(index.shards, 'shard')}, {size(index.disk_gb)}: "
+            f"vectors {size(index.vectors_gb)}, Faiss {size(index.index_gb)}, rows {size(index.rows_gb)}",
             f"build   {figure(index.build_cpu_hours)} CPU hours, {figure(index.training_hours)} of "
             f"them training in one task; {figure(index.build_hours)} h on the clock; "
             f"{size(index.task_memory_gb)} of memory a task",
@@ -123,26 +131,27 @@ class PlanReport(Report):
     def _serve(self) -> list[str]:
         serve = self.serve
         return [
-            f"serve   {serve.nodes} nodes: {serve.groups} groups of {serve.shards_a_group} shards, "
-            f"{serve.nodes // serve.groups} copies; {serve.limit} decides",
+            f"serve   {many(serve.nodes, 'node')}: {many(serve.groups, 'group')} of "
+            f"{many(serve.shards_a_group, 'shard')}, {many(serve.nodes // serve.groups, 'copy')}; "
+            f"{serve.limit} decides",
             f"        a node: {size(serve.memory_gb_a_node)} of memory for the index, "
             f"{size(serve.disk_gb_a_node)} of disk; all: {size(serve.memory_gb)} and "
             f"{size(serve.disk_gb)}",
-            f"        CPUs busy: {figure(serve.cores)}, of that search {figure(serve.search_cores)},"
-            f" encoder {figure(serve.encoder_cores)}, the rest {figure(serve.service_cores)}; "
-            f"one query searches {figure(serve.search_ms)} ms",
+            f"        CPUs busy: {figure(serve.cores)}, of that search "
+            f"{figure(serve.search_cores)}, encoder {figure(serve.encoder_cores)}, the rest "
+            f"{figure(serve.service_cores)}; one query searches {figure(serve.search_ms)} ms",
         ]
 
     def _growth(self) -> list[str]:
         unit = "GPU h" if self.embed.gpu_hours is not None else "CPU h"
-        lines = [f"{'rows':>15}  nodes       disk  embed {unit}  build CPU h  CPUs busy  method"]
-        for step in self.growth:
-            lines.append(
-                f"{step.rows:>15,}  {step.nodes:>5}  {size(step.disk_gb):>9}  "
-                f"{figure(step.embed_hours):>11}  {figure(step.build_cpu_hours):>11}  "
-                f"{figure(step.cores):>9}  {step.method}"
-            )
-        return lines
+        head = f"{'rows':>15}  nodes       disk  embed {unit}  build CPU h  CPUs busy  method"
+        return [head, *(step.told() for step in self.growth)]
+
+
+def many(count: int, noun: str) -> str:
+    """With the plural where there are several."""
+    plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def figure(value: float) -> str:
