@@ -113,9 +113,9 @@ FLAT_BUILD_US = Fitted(8, _ROWS)  # reading, writing and checking one row
 PRODUCT_NS = Fitted(10.5, _ROWS)  # comparing one row with one list
 KMEANS_ROUNDS = 10  # Faiss's own
 CODE_BUILD_US = Fitted(21, _ROWS)  # making the 4-bit code of one row
-GRAPH_ASSIGN_US = Fitted(100, _ROWS)  # finding the list of one row through a graph
+GRAPH_ASSIGN_US = Measured(219.3, _ROWS)  # finding the list of one row through a graph
 GROUPS = 4  # so many were served
-LARGEST_BUILD = 800_000  # rows
+LARGEST_BUILD = 400_000  # rows
 GRAPH_BUILD_US = Curve(((25_000, 120.0), (50_000, 161.7), (100_000, 237.1), (200_000, 325.2)))
 
 Curves = Mapping[Family, Mapping[str, Curve]]
@@ -135,8 +135,8 @@ BATCH_MS: Curves = {
         "0.99": Curve(((50_000, 0.128), (100_000, 0.156), (200_000, 0.212))),
     },
     "PQ": {
-        "0.95": Curve(((50_000, 0.122), (100_000, 0.128))),
-        "0.99": Curve(((50_000, 0.106), (100_000, 0.147))),
+        "0.95": Curve(((50_000, 0.122), (100_000, 0.128), (200_000, 0.188), (400_000, 0.316))),
+        "0.99": Curve(((50_000, 0.106), (100_000, 0.147), (200_000, 0.306), (400_000, 0.725))),
     },
 }
 # The same, one query at a time.
@@ -154,7 +154,7 @@ SINGLE_MS: Curves = {
         "0.99": Curve(((50_000, 0.203), (100_000, 0.422), (200_000, 0.588))),
     },
     "PQ": {
-        "0.95": Curve(((50_000, 0.191), (100_000, 0.222))),
-        "0.99": Curve(((50_000, 0.172), (100_000, 0.256))),
+        "0.95": Curve(((50_000, 0.191), (100_000, 0.222), (200_000, 0.291), (400_000, 0.553))),
+        "0.99": Curve(((50_000, 0.172), (100_000, 0.256), (200_000, 0.844), (400_000, 1.913))),
     },
 }

@@ -37,16 +37,15 @@ PART = 10_000
 GAP = 1.5
 QUERIES = 320
 BATCH = 32
+CENTROIDS = 16_384
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 RECALLS = (0.95, 0.99)
 CASES = (
     *(("Flat", rows, 1) for rows in (10_000, 20_000, 50_000)),
     *(("HNSW32", rows, 1) for rows in (25_000, 50_000, 100_000, 200_000)),
     *(("IVF", rows, 1) for rows in (50_000, 100_000, 200_000)),
-    *(("auto", rows, 1) for rows in (50_000, 100_000, 200_000, 400_000, 800_000)),
-    ("auto", 400_000, 4),
-    ("IVF4096,PQ128x4fs", 100_000, 1),
-    ("IVF4096_HNSW32,PQ128x4fs", 100_000, 1),
+    *(("auto", rows, 1) for rows in (50_000, 100_000, 200_000, 400_000)),
+    ("auto", 200_000, 4),
 )
 COLUMNS = (
     *("method", "rows", "shards", "chosen", "build_s", "peak_mb", "vectors", "index", "ids"),
@@ -99,6 +98,25 @@ def _lines(cases: Any) -> Iterator[str]:
         )
         found = json.loads(done.stdout.splitlines()[-1])
         yield f"| {' | '.join(str(found[name]) for name in COLUMNS)} |"
+    yield ""
+    yield (
+        f"Finding the nearest of {CENTROIDS:,} centroids through a graph (HNSW32, efSearch 16), as "
+        f"an index of more than 268 million rows does for each row: {assign_us()} CPU µs, mean of "
+        "4,000 rows, one thread."
+    )
+
+
+def assign_us() -> float:
+    """CPU microseconds of finding the list of one row among `CENTROIDS` through a graph."""
+    faiss.omp_set_num_threads(1)
+    rng = np.random.default_rng(0)
+    centroids = unit(rng.standard_normal((CENTROIDS, DIM), dtype=np.float32))
+    noise = unit(rng.standard_normal((4000, DIM), dtype=np.float32))
+    graph = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+    graph.add(centroids)
+    began = time.process_time()
+    graph.search(centroids[rng.integers(CENTROIDS, size=len(noise))] + noise, 1)
+    return round(_since(began) / len(noise) * 1e6, 1)
 
 
 def case(method: str, rows: int, shards: int) -> dict[str, Any]:
