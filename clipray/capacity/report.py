@@ -121,7 +121,8 @@ class PlanReport(Report):
         index = self.index
         return [
             f"index   {index.method}, {many(index.shards, 'shard')}, {size(index.disk_gb)}: "
-            f"vectors {size(index.vectors_gb)}, Faiss {size(index.index_gb)}, rows {size(index.rows_gb)}",
+            f"vectors {size(index.vectors_gb)}, Faiss {size(index.index_gb)}, "
+            f"rows {size(index.rows_gb)}",
             f"build   {figure(index.build_cpu_hours)} CPU hours, {figure(index.training_hours)} of "
             f"them training in one task; {figure(index.build_hours)} h on the clock; "
             f"{size(index.task_memory_gb)} of memory a task",
