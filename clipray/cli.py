@@ -104,6 +104,9 @@ COMMANDS = {
     "doctor": Command(
         "clipray.doctor.run", "DoctorConfig", "doctor", "check machines and cluster, say what to do"
     ),
+    "plan": Command(
+        "clipray.capacity.plan", "PlanConfig", "plan", "nodes, memory, disk and hours for a size"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 

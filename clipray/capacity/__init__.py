@@ -1,0 +1,1 @@
+"""What a collection takes before it is there: `clipray plan`."""
