@@ -31,7 +31,10 @@ QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class ServeConfig(ServiceOptions):
-    """Serve indices over HTTP from this machine until interrupted."""
+    """Serve indices over HTTP from this machine until interrupted.
+
+    `clipray serve --check FILE` checks a Serve YAML for a cluster instead, and starts nothing.
+    """
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
