@@ -181,7 +181,8 @@ def _split(given: Sequence[str]) -> tuple[str | None, list[str]]:
         name = " ".join(word for word in given[:length] if not word.startswith("-"))
         if name in COMMANDS:
             rest = list(given[len(name.split()) :])
-            return _by_option(name, rest), rest
+            asks_help = {"-h", "--help"} & set(rest)  # even where something is missing
+            return _by_option(name, rest), ["--help"] if asks_help else rest
     return None, list(given)
 
 

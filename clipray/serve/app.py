@@ -119,7 +119,7 @@ def _deployment(
 ) -> Any:
     """A deployment; `many` where a request is one query, not a call that carries many."""
     cap = None if "label_selector" in actor else scaling.spread(_nodes(scaling, actor))
-    spread = {"max_replicas_per_node": cap} if cap else {}
+    spread: dict[str, Any] = {"max_replicas_per_node": cap} if cap else {}
     environment = {"env_vars": FAST}
     return serve.deployment(
         name=name,

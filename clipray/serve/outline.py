@@ -40,8 +40,8 @@ class DeploymentOutline(Config):
     def line(self) -> str:
         """For people."""
         count = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest}–{self.most}"
-        each = f"{self.cpus:g} CPUs" + (f", {self.gpus:g} GPUs" if self.gpus else "")
-        return f"  {self.name:<14} {count:>5} replicas of {each}"
+        each = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        return f"  {self.name:<14} {count:>5} × {each}"
 
 
 class ApplicationOutline(Config):
