@@ -134,11 +134,13 @@ def test_overrides_that_work_are_counted(tmp_path):
     assert node.applications  # shards that stay on a node; only the index tells its name
 
 
-def test_two_applications_must_not_meet_at_one_prefix_or_name(tmp_path):
-    second = PLAIN.partition("applications:\n")[2]
-    told = checked(tmp_path, PLAIN + second)
-    assert 'Found duplicate route prefixes for "/"' in told or "route prefix" in told
-    assert "clipray" in told
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("clipray", 'configs for application "clipray"'), ("other", 'route prefix "/"')],
+)
+def test_two_applications_must_not_meet_at_one_name_or_prefix(tmp_path, name, told):
+    second = PLAIN.partition("applications:\n")[2].replace("name: clipray", f"name: {name}")
+    assert told in checked(tmp_path, PLAIN + second)
 
 
 @pytest.mark.parametrize(
