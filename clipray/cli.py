@@ -88,6 +88,9 @@ COMMANDS = {
     "serve": Command(
         "clipray.serve.local", "ServeConfig", "serve_until_interrupted", "answer queries over HTTP"
     ),
+    "serve --check": Command(
+        "clipray.serve.check", "CheckConfig", "check", "Serve YAML for a cluster → what it starts"
+    ),
     "export": Command("clipray.export", "ExportConfig", "export", "model → ONNX files"),
     "evaluate": Command(
         "clipray.evaluate", "EvaluateConfig", "evaluate", "measure the recall of an index"
@@ -187,10 +190,18 @@ def _configure_logging() -> None:
 
 def _split(given: Sequence[str]) -> tuple[str | None, list[str]]:
     for length in (2, 1):
-        name = " ".join(given[:length])
+        name = " ".join(word for word in given[:length] if not word.startswith("-"))
         if name in COMMANDS:
-            return name, list(given[length:])
+            rest = list(given[len(name.split()) :])
+            asks_help = {"-h", "--help"} & set(rest)  # even where something is missing
+            return _by_option(name, rest), ["--help"] if asks_help else rest
     return None, list(given)
+
+
+def _by_option(name: str, rest: Sequence[str]) -> str:
+    """Another command of that name, where one of its options is given: `serve --check FILE`."""
+    options = {option.partition("=")[0] for option in rest}
+    return next((f"{name} {one}" for one in options if f"{name} {one}" in COMMANDS), name)
 
 
 def _no_command(given: Sequence[str]) -> int:
@@ -223,7 +234,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(name: str, command: Command, kind: type[Config]) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog=f"clipray {name}",
+        prog=f"clipray {name.partition(' -')[0]}",
         description=f"{command.help}. {kind.__doc__ or ''}",
         argument_default=argparse.SUPPRESS,
         formatter_class=_HelpFormatter,

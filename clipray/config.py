@@ -62,9 +62,13 @@ def parse(kind: type[ConfigT], tree: Mapping[str, Any], where: str) -> ConfigT:
     try:
         return kind.model_validate(dict(tree))
     except ValidationError as error:
-        known = set(_keys(kind))
-        told = "; ".join(_tell(detail, known) for detail in error.errors())
-        raise ConfigError(f"{where}: {told}") from None
+        raise ConfigError(f"{where}: {'; '.join(problems(error, kind))}") from None
+
+
+def problems(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """Each error of a validation, with the key that was meant where one is near."""
+    known = set(_keys(kind))
+    return [_tell(detail, known) for detail in error.errors()]
 
 
 def read_yaml(file: Path) -> Tree:
@@ -73,7 +77,7 @@ def read_yaml(file: Path) -> Tree:
         with file.open(encoding="utf-8") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); -c takes a YAML file") from None
+        raise ConfigError(f"{file}: cannot be read ({error}); expected a YAML file") from None
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes, no configuration file")
     tree = _yaml_value(text, str(file))
@@ -136,16 +140,16 @@ def _number(place: list[Any], given: str, where: str) -> int:
 def _keys(kind: type[BaseModel]) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield name
-        for inner in _models(field.annotation):
+        for inner in models_in(field.annotation):
             yield from _keys(inner)
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Those in an annotation, such as `tuple[Model, ...]` or `Model | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from models_in(argument)
 
 
 def _tell(detail: ErrorDetails, known: set[str]) -> str:

@@ -36,7 +36,7 @@ def test_every_command_explains_its_options(capsys, name):
     code, out, _ = run(capsys, *name.split(), "--help")
     assert code == 0
     assert "(required)" in out or name in ("demo", "doctor")
-    assert "default" in out or name in ("index rollback", "index publish")
+    assert "default" in out or name in ("index rollback", "index publish", "serve --check")
 
 
 def test_a_search_prints_a_table_or_json(capsys, flat_index):

@@ -1,8 +1,10 @@
 """Building the application: `serve deploy` and `serve run` import `build`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
@@ -46,9 +48,9 @@ def build(args: ServeArgs) -> Application:
     """
     catalog = open_catalog(args)
     specs = plan_groups(catalog.folders, args.groups)
-    encoder = _deployment("Encoder", args.encoder, 64, num_gpus=args.gpus)
+    encoder = _deployment("Encoder", args.encoder, actor={"num_gpus": args.gpus})
     how = EncoderOptions(**args.model_dump(include=set(EncoderOptions.model_fields)))
-    ingress = _deployment("Search", args.search, 512, **_home(specs, args))
+    ingress = _deployment("Search", args.search, many=True, actor=_home(specs, args))
     application: Application = ingress(Search).bind(
         catalog,
         encoder(ENCODER).bind(catalog.source, catalog.model, how, args.inside),
@@ -83,7 +85,7 @@ def open_catalog(args: ServeArgs) -> Catalog:
 
 def _group(spec: GroupSpec, folders: Sequence[ServedFolder], args: ServeArgs) -> Application:
     where = {"label_selector": nodes.selector(spec.node)} if spec.node else {}
-    made = _deployment(spec.name, args.group, 64, **where)(ShardGroup)
+    made = _deployment(spec.name, args.group, actor=where)(ShardGroup)
     options = {"verify": args.verify, "inside": args.inside}
     group: Application = made.bind(spec, folders, args.threads, **options)
     return group
@@ -112,15 +114,30 @@ def _listening(listen: Listen | None) -> str | None:
     return next((node.name for node in nodes.present() if node.address == listen.host), None)
 
 
-def _deployment(name: str, scaling: Scaling, ongoing: int, **actor: Any) -> Any:
+def _deployment(
+    name: str, scaling: Scaling, actor: Mapping[str, Any], *, many: bool = False
+) -> Any:
+    """A deployment; `many` where a request is one query, not a call that carries many."""
+    cap = None if "label_selector" in actor else scaling.spread(_nodes(scaling, actor))
+    spread: dict[str, Any] = {"max_replicas_per_node": cap} if cap else {}
     environment = {"env_vars": FAST}
     return serve.deployment(
         name=name,
-        max_ongoing_requests=ongoing,
+        max_ongoing_requests=max(512 if many else 64, ceil(2 * (scaling.target or 0))),
         max_constructor_retry_count=2,  # what is wrong with a model or an index stays wrong
-        max_surge_percent=100,  # or a rolling update stops the only replica first
+        # A rolling update must not stop the only replica first; but of several it must, or it
+        # would wait for room without end where the nodes have all that they may.
+        max_surge_percent=0 if cap and scaling.replicas > 1 else 100,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": scaling.cpus, "runtime_env": environment, **actor},
-        **scaling.options(),
+        **scaling.options(64 if many else 1),
+        **spread,
     )
+
+
+def _nodes(scaling: Scaling, actor: Mapping[str, Any]) -> int:
+    """How many nodes can hold a replica; 0 without a cluster."""
+    there = nodes.present() if ray.is_initialized() else ()
+    gpus = actor.get("num_gpus", 0)
+    return sum(node.cpus >= scaling.cpus and node.gpus >= gpus for node in there)

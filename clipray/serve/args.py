@@ -1,5 +1,6 @@
 """What a service is told: the arguments of the application."""
 
+from math import ceil
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -20,9 +21,26 @@ class Scaling(Config):
     max_replicas: int | None = Field(
         None, ge=1, description="replicas, at most; more than `replicas` lets Ray scale by load"
     )
-    target: float = Field(8, gt=0, description="requests in work that one replica should have")
+    target: float | None = Field(
+        None,
+        gt=0,
+        description="requests in work that one replica should have; by default 64 of the ingress, "
+        "and one of the others, whose requests carry many queries",
+    )
+    upscale_delay_s: float = Field(
+        30, ge=0, description="seconds of more load than that before replicas come"
+    )
+    downscale_delay_s: float = Field(
+        600, ge=0, description="seconds of less load before replicas go"
+    )
     cpus: float = Field(0.2, ge=0, description="logical CPUs of one replica")
-    per_node: int | None = Field(None, ge=1, le=100, description="replicas on one node, at most")
+    per_node: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="replicas on one node, at most; by default, of two or more replicas no node "
+        "gets more than half where there are several nodes",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -40,18 +58,28 @@ class Scaling(Config):
         """Whether Ray changes the number of replicas."""
         return self.most > self.replicas
 
-    def options(self) -> dict[str, Any]:
-        """As `serve.deployment` takes it."""
-        found: dict[str, Any] = {"num_replicas": self.replicas}
-        if self.is_scaled:
-            found = {
-                "autoscaling_config": {
-                    "min_replicas": self.replicas,
-                    "max_replicas": self.max_replicas,
-                    "target_ongoing_requests": self.target,
-                }
-            }
-        return found | ({"max_replicas_per_node": self.per_node} if self.per_node else {})
+    def options(self, target: float) -> dict[str, Any]:
+        """As `serve.deployment` takes it; `target` where none is given."""
+        if not self.is_scaled:
+            return {"num_replicas": self.replicas}
+        scaling = {
+            "min_replicas": self.replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": self.target or target,
+            "upscale_delay_s": self.upscale_delay_s,
+            "downscale_delay_s": self.downscale_delay_s,
+        }
+        return {"autoscaling_config": scaling}
+
+    def spread(self, nodes: int) -> int | None:
+        """Replicas that one node may have, None where it may have all.
+
+        Args:
+            nodes: that can hold replicas.
+        """
+        if self.per_node is None and self.replicas > 1 and nodes > 1:
+            return ceil(self.most / 2)
+        return self.per_node if self.most > 1 else None
 
 
 class Listen(Config):
@@ -96,7 +124,7 @@ class ServiceOptions(EncoderOptions, GuardOptions, FetchOptions, RaterOptions):
         10_000, ge=0, description="texts whose vectors an ingress replica keeps"
     )
     line: LineOptions = Field(LineOptions(), description="how long the groups are waited for")
-    search: Scaling = Field(Scaling(target=64), description="the ingress")
+    search: Scaling = Field(Scaling(), description="the ingress")
     encoder: Scaling = Field(Scaling(), description="the encoder")
     shards: Scaling = Field(
         Scaling(), description="every group; its `replicas` is the option above"

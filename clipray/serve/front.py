@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from clipray.errors import ConfigError
 from clipray.serve.args import Listen
 
 KEEP_ALIVE_S = 60
+HEADERS_S = 20.0  # for the headers of a request to arrive; the guard bounds the body
 BACKLOG = 2048
 CLOSE_S = 10.0
 
@@ -37,6 +39,7 @@ class Front:
         self._socket.listen(BACKLOG)  # who comes before the server runs waits for it
         config = uvicorn.Config(
             app,
+            http=_Connection,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -54,6 +57,38 @@ class Front:
         self._server.should_exit = True
         await asyncio.wait([self._serving], timeout=CLOSE_S)
         self._socket.close()
+
+
+class _Connection(HttpToolsProtocol):
+    """Closed when headers do not arrive: uvicorn itself would wait for them without end."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._hurry()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request has come."""
+        super().data_received(data)
+        if self.cycle and not self.cycle.response_complete:
+            self._relax()
+        elif self._late is None:
+            self._hurry()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone, or was closed on."""
+        self._relax()
+        super().connection_lost(exc)
+
+    def _hurry(self) -> None:
+        self._late = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _relax(self) -> None:
+        if self._late:
+            self._late.cancel()
+            self._late = None
 
 
 class _Server(uvicorn.Server):

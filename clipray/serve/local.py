@@ -26,12 +26,16 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = 20.0
+STOP_S = 30.0
 POLL_S = 0.2
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class ServeConfig(ServiceOptions):
-    """Serve indices over HTTP from this machine until interrupted."""
+    """Serve indices over HTTP from this machine until interrupted.
+
+    `clipray serve --check FILE` checks a Serve YAML for a cluster instead, and starts nothing.
+    """
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
@@ -67,10 +71,26 @@ def serve_until_interrupted(config: ServeConfig) -> ServeReport:
             threading.Event().wait()
         except KeyboardInterrupt:
             log.warning("stopping")
+            leave_within(STOP_S)
         finally:
             if cluster.is_remote():
                 serve.delete(APP_NAME)
     return ServeReport(url=url)
+
+
+def leave_within(seconds: float) -> None:
+    """End this process after a while, whatever Ray or a library's thread still waits for then.
+
+    The processes that Ray started here end with it.
+    """
+
+    def leave() -> None:
+        log.warning("Ray did not stop within %g s; leaving it", seconds)
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def start(config: ServeConfig) -> str:

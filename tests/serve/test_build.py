@@ -7,7 +7,7 @@ from clipray.config import load_config
 from clipray.errors import ConfigError, MismatchError
 from clipray.manifest import ModelFolder, ModelIdentity, ModelManifest, write_json
 from clipray.serve.app import build
-from clipray.serve.args import ServeArgs
+from clipray.serve.args import Scaling, ServeArgs
 from clipray.serve.local import ServeConfig
 from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
 
@@ -95,3 +95,26 @@ def test_a_model_folder_that_says_it_is_another_is_refused_at_once(index, tmp_pa
     same = other.model_copy(update={"weights": "w"})
     write_json(ModelFolder(tmp_path).manifest, ModelManifest(identity=same))
     assert len(deployments(index, model=str(tmp_path))) == 3
+
+
+@pytest.mark.parametrize(
+    ("scaling", "nodes", "most"),
+    [
+        ({}, 3, None),
+        ({"replicas": 2}, 1, None),  # or the second would wait for a node for ever
+        ({"replicas": 2}, 2, 1),
+        ({"replicas": 3}, 2, 2),
+        ({"replicas": 2, "max_replicas": 6}, 5, 3),
+        ({"max_replicas": 6}, 5, None),
+        ({"replicas": 4, "per_node": 3}, 5, 3),
+        ({"per_node": 1}, 1, None),
+    ],
+)
+def test_no_node_gets_all_replicas_where_there_are_others(scaling, nodes, most):
+    assert Scaling(**scaling).spread(nodes) == most
+
+
+def test_replicas_that_fill_their_nodes_are_replaced_one_after_the_other(index):
+    made = deployments(index, replicas=2, shards={"per_node": 1})
+    assert made["ShardGroup-0"]._deployment_config.max_surge_percent == 0
+    assert made["Encoder"]._deployment_config.max_surge_percent == 100

@@ -2,14 +2,19 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 
 import aiohttp
 import pytest
 
 from clipray.errors import ConfigError
+from clipray.serve import front
 from clipray.serve.args import Listen, Scaling
 from clipray.serve.front import Front, bound
 from clipray.serve.local import ServeConfig, start
+
+WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def free_port():
@@ -42,8 +47,8 @@ def test_replicas_on_one_machine_share_the_port():
         found = {await asked(listen) for _ in range(2)} | set(
             await asyncio.gather(*[asked(listen) for _ in range(40)])
         )
-        for front in fronts:
-            await front.close()
+        for one in fronts:
+            await one.close()
         return found
 
     assert asyncio.run(main()) == {b"one", b"two"}
@@ -52,15 +57,46 @@ def test_replicas_on_one_machine_share_the_port():
 def test_requests_in_work_are_finished_when_it_is_closed():
     async def main():
         listen = Listen(port=free_port())
-        front = Front(Slow(b"done"), listen)
+        service = Front(Slow(b"done"), listen)
         request = asyncio.ensure_future(asked(listen))
         await asyncio.sleep(0.05)
-        await front.close()
+        await service.close()
         assert await request == b"done"
         with pytest.raises(aiohttp.ClientConnectorError):
             await asked(listen)
 
     asyncio.run(main())
+
+
+def test_headers_that_do_not_arrive_end_the_connection(monkeypatch):
+    """Neither do they after a request that was answered; a request that takes its time stays."""
+    monkeypatch.setattr(front, "HEADERS_S", 0.3)
+
+    async def main():
+        listen = Listen(port=free_port())
+        service = Front(Slow(b"done"), listen)
+        for said in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n", WHOLE):
+            reader, writer = await asyncio.open_connection(listen.host, listen.port)
+            writer.write(said)
+            if said == WHOLE:
+                assert b"done" in await reader.readuntil(b"\r\n0\r\n\r\n")
+                writer.write(b"GET /")
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_service_that_cannot_stop_is_left():
+    waits = "from clipray.serve import local; local.leave_within(0.2); local.time.sleep(300)"
+    done = subprocess.run(
+        [sys.executable, "-c", waits], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (
+        0,
+        "Ray did not stop within 0.2 s; leaving it",
+    )
 
 
 def test_a_port_that_somebody_else_has_is_refused_by_name():
@@ -83,12 +119,17 @@ def test_other_machines_are_let_in_only_with_a_key_or_on_purpose(monkeypatch):
 
 
 def test_scaling_is_what_serve_is_told():
-    assert Scaling(replicas=2, per_node=1).options() == {
-        "num_replicas": 2,
-        "max_replicas_per_node": 1,
+    assert Scaling(replicas=2, per_node=1).options(5) == {"num_replicas": 2}
+    scaled = Scaling(replicas=1, max_replicas=4, upscale_delay_s=3)
+    (scaling,) = scaled.options(5).values()
+    assert scaling == {
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "target_ongoing_requests": 5,
+        "upscale_delay_s": 3,
+        "downscale_delay_s": 600,
     }
-    scaled = Scaling(replicas=1, max_replicas=4, target=3).options()
-    assert scaled["autoscaling_config"]["max_replicas"] == 4
-    assert "num_replicas" not in scaled
+    (scaling,) = scaled.model_copy(update={"target": 2}).options(5).values()
+    assert scaling["target_ongoing_requests"] == 2
     with pytest.raises(ValueError, match="max_replicas 1 is less than 2"):
         Scaling(replicas=2, max_replicas=1)
