@@ -1,9 +1,10 @@
-"""The head of a cluster on this machine, started and asked with Ray's own commands.
+"""The head of a cluster on this machine, and nodes that join it, by Ray's own commands.
 
-It has ports, a token and a temporary folder of its own, and leads a session in which all of it is
-found and ended, however the test ends. No other Ray of the machine is touched.
+They have ports, a token and a temporary folder of their own, and each leads a session in which all
+of it is found and ended, however the test ends. No other Ray of the machine is touched.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -13,89 +14,193 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+import urllib.request
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.processes import reap
 
 START_S = 90
+OBJECT_STORE_BYTES = 100 << 20
+ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).parent / "ray"
 SERVE = Path(sys.executable).parent / "serve"
+
+_SOON = {  # how fast a lost node is noticed: after a second instead of a quarter of a minute
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 class Head:
     """A running head.
 
     Attributes:
-        dashboard: URL that `serve deploy` takes.
+        address: that nodes and drivers take.
+        dashboard: URL that `serve deploy` and `ray job submit` take.
         metrics: URL where the node's agent gives what all its processes count.
         logs: folder with what they write.
         environment: for those who use the cluster.
     """
 
-    def __init__(self, scratch, dashboard, metrics, environment):
+    def __init__(self, scratch, gcs, dashboard, metrics, environment, ending):
+        self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         self.logs = scratch / "session_latest/logs"
         self.environment = environment
+        self._scratch = scratch
+        self._ending = ending
 
     def serve(self, *arguments, timeout=60):
         """What the command `serve` says; its errors are the test's."""
-        done = subprocess.run(
-            [SERVE, *map(str, arguments), "--address", self.dashboard],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = _run([SERVE, *arguments, "--address", self.dashboard], self.environment, timeout)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
+
+    def submit(self, *command, working_dir=ROOT, token=None, timeout=300, options=()):
+        """`ray job submit` of `python *command`, waited for; returns the completed process.
+
+        Args:
+            command: a script in `working_dir`, and its arguments.
+            working_dir: folder that is shipped.
+            token: another than the cluster's.
+            timeout: seconds.
+            options: more options of `ray job submit`.
+        """
+        shipped = ("--working-dir", working_dir, *options, "--", "python", *command)
+        return self.job("submit", *shipped, token=token, timeout=timeout)
+
+    def job(self, verb, *arguments, token=None, timeout=60):
+        """Completed process of `ray job VERB --address DASHBOARD *arguments`."""
+        environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
+        command = [RAY, "job", verb, "--address", self.dashboard, *arguments]
+        return _run(command, environment, timeout)
+
+    def join(self, cpus=2, labels=None, resources=None):
+        """Start a node and wait until Ray counts it; it ends with the head, or by its `kill`.
+
+        Args:
+            cpus: logical ones.
+            labels: Ray's, by key.
+            resources: custom ones, by name.
+        """
+        agent, agent_grpc, metrics, runtime = free_ports(4)
+        options = {
+            "address": self.address,
+            "labels": ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
+            "resources": json.dumps(resources or {}),
+        } | _options(self._scratch, cpus, agent, agent_grpc, metrics, runtime)
+        before = self.alive()
+        process, said = _start(options, self.environment, self._ending)
+        worker = Worker(process.pid)
+        self._ending.callback(worker.kill)
+        (node,) = _wait_until(lambda: self.alive() - before, process, said)
+        worker.id = node
+        return worker
+
+    def alive(self):
+        """Ids of the nodes that Ray counts now."""
+        url = f"{self.dashboard}/nodes?view=summary"
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=10) as got:
+            rows = json.load(got)["data"]["summary"]
+        return {row["raylet"]["nodeId"] for row in rows if row["raylet"]["state"] == "ALIVE"}
+
+
+class Worker:
+    """A node that has joined.
+
+    Attributes:
+        pid: of its `ray start`, which leads the session of all its processes.
+        id: Ray's.
+    """
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.id = None
+
+    def kill(self):
+        """kill -9 of all its processes, as if the power went."""
+        reap(self.pid)
 
 
 @contextmanager
 def head(cpus=4, *, haproxy=False):
-    """A head, until the block ends.
+    """A head, until the block ends, and the nodes that join it.
 
     Args:
         cpus: logical ones.
         haproxy: have Serve put HAProxy before its replicas, in place of its own proxy.
     """
     scratch = Path(tempfile.mkdtemp(prefix="clipray-", dir="/tmp"))  # sockets want a short path
-    gcs, dashboard, agent, agent_grpc, metrics, client, runtime = free_ports(7)
+    gcs, dashboard, client, *ports = free_ports(7)
     environment = os.environ | _environment() | (_haproxy(scratch) if haproxy else {})
     options = {
+        "head": None,
         "port": gcs,
-        "node-ip-address": "127.0.0.1",
         "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+    } | _options(scratch, cpus, *ports)
+    with ExitStack() as ending:
+        ending.callback(shutil.rmtree, scratch, ignore_errors=True)
+        process, said = _start(options, environment, ending)
+        cluster = Head(scratch, gcs, dashboard, ports[2], environment, ending)
+        _wait_until(cluster.alive, process, said)
+        yield cluster
+
+
+def _options(scratch, cpus, agent, agent_grpc, metrics, runtime):
+    """Those of every node: several on one host need ports of their own."""
+    return {
+        "node-ip-address": "127.0.0.1",
         "dashboard-agent-listen-port": agent,
         "dashboard-agent-grpc-port": agent_grpc,
         "metrics-export-port": metrics,
-        "ray-client-server-port": client,
         "runtime-env-agent-port": runtime,
         "num-cpus": cpus,
-        "object-store-memory": 100 << 20,
+        "object-store-memory": OBJECT_STORE_BYTES,
         "temp-dir": scratch,
     }
-    given = [f"--{name}={value}" for name, value in options.items()]
-    with (scratch / "said").open("w+b") as said:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", *given],
-            env=environment,
-            start_new_session=True,
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            _wait_for(dashboard, process, scratch / "said")
-            yield Head(scratch, dashboard, metrics, environment)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            reap(process.pid)
-            process.wait()
-            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start(options, environment, ending):
+    """`ray start`, ended by `ending`; returns the process and the file of what it says."""
+    given = [
+        f"--{name}" if value is None else f"--{name}={value}" for name, value in options.items()
+    ]
+    path = options["temp-dir"] / f"said-{options['metrics-export-port']}"
+    said = ending.enter_context(path.open("wb"))
+    process = subprocess.Popen(
+        [RAY, "start", "--block", *given],
+        env=environment,
+        start_new_session=True,
+        stdout=said,
+        stderr=said,
+    )
+    ending.callback(_end, process)
+    return process, path
+
+
+def _end(process):
+    process.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    reap(process.pid)
+    process.wait()
+
+
+def _run(command, environment, timeout):
+    return subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def free_ports(count):
@@ -110,8 +215,10 @@ def free_ports(count):
 
 
 def _environment():
-    return {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+    path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"  # as where the environment is activated
+    return _SOON | {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -134,11 +241,13 @@ def _haproxy(scratch):
     }
 
 
-def _wait_for(port, process, said):
+def _wait_until(found, process, said):
+    """What `found` returns, as soon as there is something."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         assert process.poll() is None, said.read_text()[-2000:]
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
+        with suppress(OSError):  # nobody listens yet
+            if something := found():
+                return something
         time.sleep(0.2)
     raise TimeoutError(said.read_text()[-2000:])
