@@ -100,6 +100,9 @@ COMMANDS = {
     "paddle export": Command(
         "clipray.paddle.export", "PaddleExportConfig", "export", "its model → ONNX, one tower"
     ),
+    "pipeline": Command(
+        "clipray.pipeline", "PipelineConfig", "pipeline", "train, embed, index … in a row"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 
