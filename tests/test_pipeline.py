@@ -58,25 +58,49 @@ def told(report):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_cut_off_after_each_step_it_does_what_is_left(shards, architecture, tmp_path, monkeypatch):
-    config = config_of(
-        tmp_path / "work",
-        shards,
-        None,
-        train=train_section(architecture),
-        export={"towers": "image", "samples": 4},
-    )
-    for number, name in enumerate(STEPS):
-        with monkeypatch.context() as patched:
-            cut_after(number + 1, patched)
-            with pytest.raises(CutError, match=name):
-                pipeline(config)
-    assert told(pipeline(config)) == ([], STEPS)
+def test_cut_off_after_each_step_it_does_what_is_left(shards, model, tmp_path, monkeypatch):
+    config = config_of(tmp_path / "work", shards, model)
+    cut_everywhere(config, STEPS[2:], monkeypatch)
     work = config.work
     assert len(Index.open(work / "image-index")) == len(Index.open(work / "text-index")) == 40
-    assert (work / "model/exported/image/model_fp32.onnx").is_file()
     assert IndexFolder(work / "image-index").versions() == [1]
     assert json.loads((work / "evaluation.json").read_text())["found"]["queries"] == 40
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("ray_session")
+def test_so_it_does_with_training_and_export(shards, architecture, tmp_path, monkeypatch):
+    train = train_section(architecture)
+    export = {"towers": "image", "samples": 4}
+    config = config_of(tmp_path / "work", shards, None, train=train, export=export)
+    cut_everywhere(config, STEPS, monkeypatch)
+    assert (config.work / "model/exported/image/model_fp32.onnx").is_file()
+    with pytest.raises(MismatchError, match="epochs 1, now 2"):
+        pipeline(config_of(config.work, shards, None, train=train | {"epochs": 2}))
+    assert told(pipeline(config)) == ([], STEPS)
+
+
+def cut_everywhere(config, steps, monkeypatch):
+    for number, name in enumerate(steps, start=1):
+        with monkeypatch.context() as patched:
+            cut_after(number, patched)
+            with pytest.raises(CutError, match=name):
+                pipeline(config)
+    assert told(pipeline(config)) == ([], steps)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_trained_model_is_kept_if_it_is_of_the_same_recipe(shards, model, architecture, tmp_path):
+    section = train_section(architecture)
+    config = config_of(tmp_path / "work", shards, None, train=section)
+    shutil.copytree(model, config.work / "model")
+    used = settled(config).train.model_dump(mode="json")
+    (config.work / "model/train.yaml").write_text(yaml.safe_dump(used))
+    assert told(pipeline(config))[1] == ["train"]
+    with pytest.raises(MismatchError, match=r"work/model: was made with epochs 1, now 3"):
+        pipeline(config_of(config.work, shards, None, train=section | {"epochs": 3}))
+    freer = section | {"workers": 2, "retries": 0}  # does not decide what comes out
+    assert told(pipeline(config_of(config.work, shards, None, train=freer)))[0] == []
 
 
 def cut_after(steps, patched):
