@@ -67,14 +67,12 @@ def pipeline(config: PipelineConfig) -> PipelineReport:
         ClipRayError: a step failed; the steps before it stand.
     """
     config = settled(config)
-    storage.make_folder(config.work)
-    used = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    storage.write_file(config.work / "pipeline.yaml", used.encode())
     steps, done = list(_steps(config)), []
     with cluster.session(cpus=_cpus(config)):
         for number, (name, work) in enumerate(steps, start=1):
             tqdm.write(f"{number}/{len(steps)} {name}", file=sys.stderr)
             done.append(_run(name, work))
+    _note(config)
     return PipelineReport(work=config.work, steps=tuple(done))
 
 
@@ -99,6 +97,14 @@ def _cpus(config: PipelineConfig) -> int:
     train = config.train
     ranks = (train.workers or 1) * train.cpus_per_worker if train else 1
     return max(1, ranks, config.embed.workers)
+
+
+def _note(config: PipelineConfig) -> None:
+    """Write down what all of it was made with; what is absent stays absent when it is read."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    storage.make_folder(config.work)
+    used = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    storage.write_file(config.work / "pipeline.yaml", used.encode())
 
 
 def _run(name: str, work: Callable[[], Report]) -> StepReport:

@@ -96,7 +96,7 @@ def test_train_runs_on_the_worker_nodes(cluster, data, architecture):
     command = ("jobs/train.py", "-c", "jobs/train.yaml", *paths, *QUICK, "--epochs", "2")
     said = succeeded(cluster.submit(*command, timeout=JOB_S))
     made = read_json(ModelManifest, ModelFolder(data / "MODEL").manifest)
-    assert str(made.identity) in said
+    assert made.identity.fingerprint in said
     found = where(cluster, "actors", "TrainWorker")
     assert found
     assert found <= {"a", "b"}
