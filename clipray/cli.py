@@ -110,6 +110,9 @@ COMMANDS = {
     "plan": Command(
         "clipray.capacity.plan", "PlanConfig", "plan", "nodes, memory, disk and hours for a size"
     ),
+    "pipeline": Command(
+        "clipray.pipeline", "PipelineConfig", "pipeline", "train, embed, index … in a row"
+    ),
     "demo": Command("clipray.demo.run", "DemoConfig", "demo", "the whole way, on emoji"),
 }
 

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from pydantic import Field
 
@@ -23,6 +22,7 @@ from clipray.errors import ClipRayError, MismatchError, OutputError
 from clipray.filters import FilterTree
 from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet
 from clipray.manifest import Modalities, ModelIdentity, ModelSource, modalities_of, write_json
+from clipray.outputs import OutputPath
 from clipray.part import PartPlan, PartReport, Workshop, embed_shard
 from clipray.prepare import PartSettings
 from clipray.shards import Shard
@@ -42,7 +42,7 @@ class EmbedConfig(EncoderOptions):
         "laion/{00000..00099}.tar or photos/*.jpg; a path or a URI (s3://, gs://, https://); may "
         "be repeated, and given as NAME=PATH",
     )
-    output: Path = Field(description="embeddings folder; an unfinished one is continued")
+    output: OutputPath = Field(description="embeddings folder; an unfinished one is continued")
     model: str = Field(description="open_clip model name, or a model folder")
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
     modality: Modalities = Field("image", description="what to embed")

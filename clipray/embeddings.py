@@ -24,6 +24,7 @@ from clipray.manifest import (
     Modality,
     ModelIdentity,
     ModelSource,
+    digest,
     modalities_of,
     read_json,
 )
@@ -79,6 +80,11 @@ class PartManifest(Config):
     filtered: int = Field(0, description="samples that the filter did not select")
     members: tuple[str, ...] = Field((), description="names of a slice of a plain folder")
     files: dict[str, FileRecord]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name its rows and vectors."""
+        return digest({name: file.sha256 for name, file in self.files.items()})[:16]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -196,6 +202,10 @@ class Parts:
     def rows(self) -> int:
         """Rows of all parts."""
         return sum(part.rows for part in self.parts.values())
+
+    def fingerprints(self) -> dict[int, str]:
+        """What names each part by its content."""
+        return {number: self.parts[number].fingerprint for number in self}
 
     def only(self, numbers: Iterable[int]) -> Self:
         """Some of the parts."""

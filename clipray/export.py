@@ -39,6 +39,7 @@ from clipray.manifest import (
 )
 from clipray.onnx_encoder import OnnxTower
 from clipray.onnx_graph import files_of, quantise, write_image_graph, write_text_graph
+from clipray.outputs import OutputPath
 from clipray.pixels import Normaliser, pixel_reader
 from clipray.preprocess import PreprocessConfig
 from clipray.report import Report
@@ -56,7 +57,7 @@ class ExportConfig(Config):
 
     model: str = Field(description="open_clip model name, or a model folder")
     pretrained: str | None = Field(None, description="open_clip tag, or a weights file")
-    output: Path = Field(description="new folder; MODEL/exported is found by --backend onnx")
+    output: OutputPath = Field(description="new folder; MODEL/exported is found by --backend onnx")
     towers: Modalities = Field("both", description="which towers")
     precision: tuple[ExportPrecision, ...] = Field(
         ("fp32",), description="fp32, fp16 (for GPUs), int8 (images only); may be repeated"

@@ -25,6 +25,7 @@ from clipray.config import to_yaml
 from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
 from clipray.errors import ClipRayError, OutputError, UnavailableError, from_remote
 from clipray.manifest import ModelIdentity, ModelSource
+from clipray.outputs import OutputPath, OutputPlace
 from clipray.report import Report
 from clipray.training.checkpoints import MANIFEST, Checkpoints
 from clipray.training.corpus import Corpus
@@ -57,8 +58,8 @@ class TrainConfig(Job):
     input: tuple[str, ...] = Field(
         min_length=1, description="folder of img2dataset shards or of images; may be repeated"
     )
-    output: Path = Field(description="model folder to write; must not exist")
-    run: str | None = Field(
+    output: OutputPath = Field(description="model folder to write; must not exist")
+    run: OutputPlace | None = Field(
         None,
         description="folder or URI for checkpoints and logs, which all nodes can reach; OUTPUT-run "
         "where not given",

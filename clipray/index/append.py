@@ -8,9 +8,10 @@ from clipray.config import Config
 from clipray.embeddings import Parts
 from clipray.index.appending import append_parts
 from clipray.index.compact import compact_where_needed
-from clipray.index.manifest import IndexFolder
+from clipray.index.manifest import IndexFolder, IndexManifest
 from clipray.index.tasks import workers_for
 from clipray.manifest import Modality
+from clipray.outputs import OutputPath
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
 
@@ -18,8 +19,11 @@ class IndexAppendConfig(Config):
     """Add the rows of an embeddings folder; a key that is there already is replaced."""
 
     embeddings: Path = Field(description="folder that `clipray embed` wrote")
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     modality: Modality | None = Field(None, description="image or text; by default the index's")
+    only_new: bool = Field(
+        False, description="leave out parts of the embeddings that came in before"
+    )
     compact: bool = Field(
         True, description="rewrite segments of which more than 20% is dead, or which are too many"
     )
@@ -69,6 +73,11 @@ def append(config: IndexAppendConfig) -> AppendReport:
     folder = IndexFolder(config.index.resolve())
     base = folder.read()
     parts = Parts.open(config.embeddings.resolve(), config.modality or base.modality)
+    if config.only_new:
+        names = parts.fingerprints()
+        parts = parts.only(number for number in parts if names[number] not in base.parts)
+    if not parts:
+        return _nothing(base, folder)
     with folder.writing(), workers_for(folder, base.placement, parts.rows) as workers:
         done = append_parts(folder, parts, workers)
     manifest = done.manifest
@@ -81,4 +90,10 @@ def append(config: IndexAppendConfig) -> AppendReport:
         replaced=done.replaced,
         total=manifest.rows,
         rejected=done.rejected,
+    )
+
+
+def _nothing(base: IndexManifest, folder: IndexFolder) -> AppendReport:
+    return AppendReport(
+        index=folder.root, version=base.version, rows=0, replaced=0, total=base.rows, rejected={}
     )

@@ -57,6 +57,7 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
     built = _build(base, parts, selection, workers)
     ids = _ids(surveys, selection)
+    came = parts.fingerprints().values()
     replaced = 0
 
     def on_top(newest: IndexManifest) -> IndexManifest:
@@ -68,7 +69,8 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
             held = shards[number % len(shards)]
             segments = (*held.segments, segment)
             shards[number % len(shards)] = held.model_copy(update={"segments": segments})
-        return newest.next("append", shards=tuple(shards))
+        named = tuple(dict.fromkeys((*newest.parts, *came)))
+        return newest.next("append", shards=tuple(shards), parts=named)
 
     manifest = folder.amend(on_top)
     return Appended(manifest, len(ids), replaced, selection.reasons())

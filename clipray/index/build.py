@@ -20,6 +20,7 @@ from clipray.index.tuning import tune
 from clipray.index.upkeep import collect_garbage
 from clipray.index.workers import Workers
 from clipray.manifest import Modality
+from clipray.outputs import OutputPath
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class IndexBuildConfig(IndexOptions):
     """Build an index over an embeddings folder."""
 
     embeddings: Path = Field(description="folder that `clipray embed` wrote")
-    index: Path = Field(description="index folder to write; must not hold an index yet")
+    index: OutputPath = Field(description="index folder to write; must not hold an index yet")
     modality: Modality | None = Field(
         None, description="image or text; by default images where there are any"
     )
@@ -89,7 +90,7 @@ def build(config: IndexBuildConfig) -> BuildReport:
             manifest = made.manifest
             if config.method == "auto":
                 manifest = tune(manifest, config.recall, workers, parts.root)
-            storage.write_file(_settings_file(folder), to_yaml(config).encode())
+            storage.write_file(settings_file(folder), to_yaml(config).encode())
             if not folder.commit(manifest):
                 raise OutputError(f"{folder.root}: another build was first; choose another folder")
         _tidy(folder, workers)
@@ -116,7 +117,8 @@ def _tidy(folder: IndexFolder, workers: Workers) -> None:
         log.info("%s", error)
 
 
-def _settings_file(folder: IndexFolder) -> Path:
+def settings_file(folder: IndexFolder) -> Path:
+    """Where a build writes down how it was asked for."""
     return folder.root / "build.yaml"
 
 
@@ -128,7 +130,7 @@ def _require_free(folder: IndexFolder) -> None:
             "it with `clipray index append`"
         )
     ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
-    ours.add(_settings_file(folder))
+    ours.add(settings_file(folder))
     root = folder.root
     others = [path for path in root.iterdir() if path not in ours] if root.is_dir() else [root]
     if root.exists() and not all(map(storage.is_staging, others)):

@@ -103,6 +103,7 @@ def construct(parts: Parts, folder: IndexFolder, options: IndexOptions, workers:
         codec=codec,
         settings=_settings(parts, choice.method),
         placement=options.placement,
+        parts=tuple(parts.fingerprints().values()),
         shards=built,
     )
     return Made(manifest, ledger, selection.reasons())

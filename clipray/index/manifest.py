@@ -132,6 +132,7 @@ class IndexManifest(Config):
     settings: SearchSettings = SearchSettings()
     tuning: Tuning | None = None
     placement: Placement = "shared"
+    parts: tuple[str, ...] = Field((), description="fingerprints of the embeddings that came in")
     shards: tuple[ShardRecord, ...]
 
     @property

@@ -120,13 +120,7 @@ class RunFolder:
     def _require_same(self, there: Any, tree: Mapping[str, Any], free: Sequence[str]) -> None:
         if not isinstance(there, dict):
             raise DamagedError(f"{self.config}: not the configuration of a run; remove {self.root}")
-        old, new = dict(_leaves(there)), dict(_leaves(tree))
-        other = [
-            f"{key} {old.get(key)}, now {new.get(key)}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(tuple(free))
-        ]
-        if other:
+        if other := differences(there, tree, free):
             raise ConfigError(
                 f"{self.root}: holds another run ({'; '.join(other)}); choose another --run, or "
                 "remove it"
@@ -144,6 +138,18 @@ class RunFolder:
             storage.write_file(path, text.encode())
         else:
             path.write_text(text)
+
+
+def differences(
+    there: Mapping[str, Any], tree: Mapping[str, Any], free: Sequence[str]
+) -> list[str]:
+    """`key old, now new`, for each key of two configurations that differs and is not free to."""
+    old, new = dict(_leaves(there)), dict(_leaves(tree))
+    return [
+        f"{key} {old.get(key)}, now {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(tuple(free))
+    ]
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

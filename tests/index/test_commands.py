@@ -58,6 +58,15 @@ def test_append_adds_and_replaces(run, made, index):
     np.testing.assert_array_equal(Index.open(index).find("s/3"), fresh[0].astype(np.float32))
 
 
+def test_only_new_leaves_out_what_came_in_before(run, made, index):
+    arguments = ("index", "append", "--index", index, "--only-new", "--embeddings")
+    code, out, _ = run(*arguments, made / "e")
+    assert (code, "version 1, 0 rows came" in out) == (0, True)
+    assert "version 2, 2 rows came" in run(*arguments, made / "more")[1]
+    assert "version 2, 0 rows came" in run(*arguments, made / "more")[1]
+    assert len(IndexFolder(index).read().parts) == 3
+
+
 def test_append_refuses_what_does_not_belong(run, made, index, tmp_path):
     other = write_embeddings(tmp_path / "wide", [(["a"], random_halves(1, dim=8))])
     code, _, err = run("index", "append", "--index", index, "--embeddings", other)
