@@ -24,7 +24,7 @@ CODE = Path(__file__).parents[1]
 NETWORK = "10.213.77"
 GATEWAY = f"{NETWORK}.1"
 GCS_PORT = 6379
-START_S = 90
+START_S = 180
 BIN = Path(sys.executable).parent
 
 # Hostnames resolve to loopback, as most distributions have it.
@@ -88,7 +88,8 @@ class Host:
 
     def run(self, *command, timeout=120, fails=False, **options):
         """What a command on this machine says, on stdout and stderr; its errors are the test's."""
-        process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+        process = self.start(*command, **streams)
         try:
             said, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -103,6 +104,13 @@ class Host:
     def begin(self, *arguments, **options):
         """A clipray command, running."""
         return self.start(sys.executable, "-m", "clipray.cli", *arguments, **options)
+
+    def signal(self, number):
+        """Send a signal to the clipray commands that run here."""
+        for pid in _inside(self.pid):
+            with suppress(OSError):
+                if b"clipray.cli" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, number)
 
     def file(self, path):
         """A path of this machine, as the test process sees it."""
@@ -227,9 +235,9 @@ def _in(host, *commands):
 
 def _inside(pid):
     """Processes of the namespace of one."""
-    found, namespace = set(), os.readlink(f"/proc/{pid}/ns/pid")
+    found, namespace = set(), Path(f"/proc/{pid}/ns/pid").readlink()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.readlink(entry / "ns/pid") == namespace:
+            if (entry / "ns/pid").readlink() == namespace:
                 found.add(int(entry.name))
     return found
