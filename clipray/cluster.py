@@ -63,7 +63,8 @@ def is_remote() -> bool:
 
 def _start(cpus: int) -> None:
     if is_remote():
-        ray.init(logging_level=logging.ERROR)
+        with _stderr_on_failure():
+            ray.init(logging_level=logging.ERROR)
         return
     with _interrupt_deferred(), _stderr_on_failure():
         ray.init(

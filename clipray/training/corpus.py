@@ -116,8 +116,8 @@ class Corpus:
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise InputError(
-                f"{missing[0]}: not there ({len(missing)} of {len(paths)} shards); every node reads "
-                "--input at the path that was given, of a shared folder or its own disk, or a URI"
+                f"{missing[0]}: not there ({len(missing)} of {len(paths)} shards); every node "
+                "reads --input at that path, of a shared folder or of its own disk, or from a URI"
             )
 
     def holding(self, shards: int) -> "Corpus":
