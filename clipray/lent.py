@@ -80,11 +80,11 @@ class Keeper:
     """Reads and writes the files of a folder for others; paths are those of its own node.
 
     Args:
-        root: the folder; nothing outside of it is touched.
+        root: the folder, an absolute path; nothing outside of it is touched.
     """
 
     def __init__(self, root: str) -> None:
-        self._root = Path(root).resolve()
+        self._root = Path(root)
 
     def entries(self, path: str) -> list[dict[str, Any]]:
         """What lies right inside a folder, or a file alone, as fsspec has it."""
@@ -118,8 +118,8 @@ class Keeper:
             folder.rmdir()
 
     def _at(self, path: str) -> Path:
-        place = Path(path).resolve()
-        if not place.is_relative_to(self._root):
+        place = Path(path)  # not resolved: checkpoints may be a link to a larger disk
+        if ".." in place.parts or not place.is_relative_to(self._root):
             raise PermissionError(f"{path}: outside of {self._root}")
         return place
 

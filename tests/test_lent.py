@@ -64,6 +64,14 @@ def test_what_is_not_there_is_told_as_of_a_local_file(far):
     assert uri.read(far / "once", 0, 9) == b"1"
 
 
+def test_a_link_to_another_disk_is_followed(root, far, tmp_path):
+    (root / "linked").symlink_to(tmp_path)
+    far.fs.pipe_file(str(root / "linked" / "file"), b"there")
+    assert (tmp_path / "file").read_bytes() == b"there"
+    assert uri.sizes(far / "linked") == {"file": 5}
+    (root / "linked").unlink()
+
+
 def test_nothing_outside_is_touched(root, far):
     keeper = far.fs
     with pytest.raises(PermissionError, match="outside of"):
