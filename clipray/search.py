@@ -5,7 +5,8 @@ The service answers the same queries through replicas; both build the query vect
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from clipray import cluster, uri
 from clipray.duplicates import asks, without_duplicates
 from clipray.encoder import Encoder, open_encoder
 from clipray.encoder_options import EncoderOptions
-from clipray.errors import InputError, QueryError
+from clipray.errors import DamagedError, InputError, QueryError
 from clipray.filters import FilterTree
 from clipray.images import MAX_BYTES
 from clipray.index import Index
+from clipray.index.manifest import IndexFolder
+from clipray.index.scattered import ScatteredIndex
+from clipray.index.tasks import workers_for
 from clipray.manifest import ModelSource
 from clipray.matches import Matches
 from clipray.query import Query, Term, combine
@@ -28,6 +33,7 @@ from clipray.report import Report
 log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
+AnyIndex = Index | ScatteredIndex
 
 
 class SearchConfig(EncoderOptions):
@@ -81,7 +87,6 @@ def search(config: SearchConfig) -> SearchReport:
         MismatchError: the model is not the one the index was built with.
         QueryError: an unknown key or column.
     """
-    index = Index.open(config.index, verify=config.verify)
     image = _read_image(config.image) if config.image else None
     query = Query(
         text=config.text,
@@ -93,13 +98,35 @@ def search(config: SearchConfig) -> SearchReport:
         columns=config.columns,
         deduplicate=config.deduplicate,
     )
-    encoder = None if config.key else open_for(index, config)
-    matches = find(index, encoder, query)
+    with opened(config) as index:
+        encoder = None if config.key else open_for(index, config)
+        matches = find(index, encoder, query)
     rows = tuple(match.to_json() for match in matches)
     return SearchReport(version=index.manifest.version, matches=rows)
 
 
-def open_for(index: Index, config: SearchConfig) -> Encoder:
+@contextmanager
+def opened(config: SearchConfig) -> Iterator[AnyIndex]:
+    """The index in this process, or on the nodes of the running cluster that have its shards.
+
+    Raises:
+        DamagedError: files are missing that no node of a cluster is asked for.
+    """
+    try:
+        index = Index.open(config.index, verify=config.verify)
+    except DamagedError:
+        if not (cluster.is_remote() and uri.is_local(place := uri.at(str(config.index)))):
+            raise
+        manifest = IndexFolder(place).read()
+        if manifest.placement == "shared":
+            raise
+        with workers_for(IndexFolder(place), "node", manifest.rows) as workers:
+            yield ScatteredIndex(manifest, workers, verify=config.verify)
+        return
+    yield index
+
+
+def open_for(index: AnyIndex, config: SearchConfig) -> Encoder:
     """Open the model that belongs to an index."""
     source = index.manifest.source
     if config.model:
@@ -109,7 +136,7 @@ def open_for(index: Index, config: SearchConfig) -> Encoder:
     return encoder
 
 
-def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
+def find(index: AnyIndex, encoder: Encoder | None, query: Query) -> Matches:
     """Answer one query from one index."""
     vector = query_vector(query.terms, encoder, index.find)
     if query.deduplicate is None:
@@ -123,7 +150,7 @@ def find(index: Index, encoder: Encoder | None, query: Query) -> Matches:
     return left if query.embeddings else left.without_vectors()
 
 
-def _search(index: Index, vector: Vector, query: Query, k: int, *, vectors: bool) -> Matches:
+def _search(index: AnyIndex, vector: Vector, query: Query, k: int, *, vectors: bool) -> Matches:
     (matches,) = index.search(
         vector[None], k, query.threshold, query.filter, query.columns, vectors=vectors
     )

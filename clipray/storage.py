@@ -102,6 +102,13 @@ def stream_file(path: Path, fill: Callable[[Sink], object]) -> tuple[int, str]:
     return sink.size, sink.sha256
 
 
+def publish(staged: Path, path: Path) -> None:
+    """Let what was written under a hidden name be seen as `path`, durably."""
+    _sync(staged)
+    staged.replace(path)
+    sync_folder(path.parent)
+
+
 @contextmanager
 def hashed(path: Path) -> Iterator[Sink]:
     """Yield a sink into a file of a staged folder, which flushes it with all the others."""

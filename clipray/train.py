@@ -18,14 +18,16 @@ import ray.train
 import torch
 from pydantic import Field, model_validator
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from clipray import clip, cluster, nodes, room, storage, uri
 from clipray.config import to_yaml
 from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
 from clipray.errors import ClipRayError, OutputError, UnavailableError, from_remote
+from clipray.lent import Lent, lent
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.outputs import OutputPath, OutputPlace
+from clipray.ranks import RankConfig
 from clipray.report import Report
 from clipray.training.checkpoints import MANIFEST, Checkpoints
 from clipray.training.corpus import Corpus
@@ -61,8 +63,8 @@ class TrainConfig(Job):
     output: OutputPath = Field(description="model folder to write; must not exist")
     run: OutputPlace | None = Field(
         None,
-        description="folder or URI for checkpoints and logs, which all nodes can reach; OUTPUT-run "
-        "where not given",
+        description="folder or URI for checkpoints and logs; OUTPUT-run where not given. Nodes "
+        "that do not see a folder of this machine reach it through Ray",
     )
     workers: int | None = Field(
         None, ge=1, description="training processes, each one rank; one a GPU where not given"
@@ -148,16 +150,18 @@ def train(config: TrainConfig) -> TrainReport:
 
 
 def train_worker(tree: dict[str, Any]) -> Outcome | ClipRayError:
-    """The work of one rank; `tree` holds config, corpus, the run's address and the desk.
+    """The work of one rank; `tree` has config, corpus, run, desk, and home: the command's node.
 
     An error that all ranks have agreed on is returned: started again, they would meet it again.
     """
     config: TrainConfig = tree["config"]
     torch.set_num_threads(config.cpus_per_worker)
     logging.getLogger("clipray").addHandler(DeskHandler(tree["desk"]))
-    peers, signals = Peers.join(_device()), DeskSignals(tree["desk"])
+    node = nodes.here()
+    peers = Peers.join(_device(), None if node == tree["home"] else node)
+    signals = DeskSignals(tree["desk"])
     try:
-        return run_rank(config, tree["corpus"], RunFolder(uri.at(tree["run"])), peers, signals)
+        return run_rank(config, tree["corpus"], RunFolder(tree["run"].reached()), peers, signals)
     except UnavailableError:
         raise
     except ClipRayError as error:
@@ -196,8 +200,8 @@ def _device() -> torch.device:
 def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) -> None:
     desk = open_desk()
     steps, workers = config.epochs * epoch_steps, config.workers or 1
-    with TemporaryDirectory(prefix="clipray-") as scratch:
-        trainer = _trainer(config, corpus, run, desk, scratch)
+    with TemporaryDirectory(prefix="clipray-") as scratch, lent(run.root) as place:
+        trainer = _trainer(config, corpus, place, desk, scratch)
         with Progress(steps, config.loader.batch_size, workers) as progress:
             outcome = _watched(trainer, desk, progress)
     if isinstance(outcome, ClipRayError):
@@ -208,14 +212,20 @@ def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) 
 
 
 def _trainer(
-    config: TrainConfig, corpus: Corpus, run: RunFolder, desk: DeskHandle, scratch: str
+    config: TrainConfig, corpus: Corpus, run: Lent, desk: DeskHandle, scratch: str
 ) -> TorchTrainer:
     """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder."""
     most = config.workers or 1
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns comes back since Ray 2.50
-        train_loop_config={"config": config, "corpus": corpus, "run": str(run.root), "desk": desk},
-        torch_config=TorchConfig(timeout_s=WAIT_FOR_PEERS_S),
+        train_loop_config={
+            "config": config,
+            "corpus": corpus,
+            "run": run,
+            "desk": desk,
+            "home": nodes.here(),
+        },
+        torch_config=RankConfig(timeout_s=WAIT_FOR_PEERS_S),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, most) if config.min_workers else most,  # type: ignore[arg-type]
             use_gpu=bool(config.gpu),
@@ -276,8 +286,8 @@ def _publish(config: TrainConfig, output: Path, run: RunFolder) -> TrainReport:
     with Checkpoints(run.checkpoints, config.checkpoints).result() as found:
         if found is None:
             raise ClipRayError(
-                f"{run.checkpoints}: no checkpoint to be seen from here; give --run a folder that "
-                "all nodes share, or a URI"
+                f"{run.checkpoints}: no checkpoint is left there that is whole; was it removed "
+                "meanwhile? The same command trains again"
             )
         folder, manifest = found
         with storage.staged_folder(output) as staged:

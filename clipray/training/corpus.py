@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from tqdm import tqdm
 
+from clipray import uri
 from clipray.dataset import find_shards
 from clipray.errors import ConfigError, InputError
 from clipray.samples import Entry, Listing, as_unicode
@@ -103,6 +104,21 @@ class Corpus:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._stocks, self._inputs, self._held)
+
+    def require_here(self) -> None:
+        """See that this machine has all shards that are files, where another surveyed them.
+
+        Raises:
+            InputError: naming the first that is missing.
+        """
+        given = (stock.shard.path for stock in self._stocks)
+        paths = sorted({path for path in given if uri.is_local(path)})
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise InputError(
+                f"{missing[0]}: not there ({len(missing)} of {len(paths)} shards); every node "
+                "reads --input at that path, of a shared folder or of its own disk, or from a URI"
+            )
 
     def holding(self, shards: int) -> "Corpus":
         """The same corpus, of which so many shards stay listed."""

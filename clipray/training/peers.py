@@ -25,21 +25,23 @@ class Peers:
     Attributes:
         device: where this rank computes.
         group: for numbers and objects on the CPU, None alone.
+        node: name of its node, told with its errors; None on the node of who started the run.
     """
 
     rank: int = 0
     world: int = 1
     device: torch.device = CPU
     group: Any = None
+    node: str | None = None
 
     @classmethod
-    def join(cls, device: torch.device) -> Self:
+    def join(cls, device: torch.device, node: str | None = None) -> Self:
         """The peers of the process group that stands, or this process alone; called by all."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return cls(device=device)
+            return cls(device=device, node=node)
         on_cpu = dist.get_backend() == "gloo"
         group = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo")
-        return cls(dist.get_rank(), dist.get_world_size(), device, group)
+        return cls(dist.get_rank(), dist.get_world_size(), device, group, node)
 
     @property
     def first(self) -> bool:
@@ -76,6 +78,12 @@ class Peers:
         Raises:
             ClipRayError: the first that a rank came with, on all ranks.
         """
-        for told in self.gather(error):
+        for told in self.gather(self._placed(error)):
             if told is not None:
                 raise told
+
+    def _placed(self, error: ClipRayError | None) -> ClipRayError | None:
+        """With the name of this node: files are read on the nodes' own disks."""
+        if error is None or self.node is None:
+            return error
+        return type(error)(f"{error} [on node '{self.node}']")

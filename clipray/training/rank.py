@@ -97,6 +97,7 @@ def run_rank(job: Job, corpus: Corpus, run: RunFolder, peers: Peers, signals: Si
     Raises:
         ClipRayError: the same one on all ranks.
     """
+    together(lambda: corpus.require_here() if peers.node else None, peers)
     with ExitStack() as stack:
         rank = _Rank(job, corpus, run, peers, signals)
         together(lambda: rank.open_book(stack), peers)

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,8 @@ class RunFolder:
             yield self.root
             return
         with tempfile.TemporaryDirectory(prefix="clipray-") as scratch:
-            there = self._read(self.logs[0])
-            if there is not None:
-                (Path(scratch) / self.logs[0].name).write_text(there, encoding="utf-8")
+            with suppress(FileNotFoundError):
+                self.copy_metrics(Path(scratch) / self.logs[0].name)
             yield Path(scratch)
 
     def send_logs(self, local: Path) -> None:
@@ -137,7 +136,7 @@ class RunFolder:
             storage.make_folder(path.parent)
             storage.write_file(path, text.encode())
         else:
-            path.write_text(text)
+            path.fs.pipe_file(path.path, text.encode())
 
 
 def differences(

@@ -134,3 +134,12 @@ def test_of_remote_shards_the_last_few_stay_as_copies(tmp_path, monkeypatch):
     assert len(list(scratch.iterdir())) == 2
     del corpus, entry
     assert not list(scratch.iterdir())
+
+
+def test_a_machine_without_a_shard_says_which(tmp_path):
+    folder = write_shards(tmp_path / "pairs", count=32, per_shard=16)
+    corpus = Corpus.survey((str(folder),), {"caption": 1.0})
+    corpus.require_here()
+    (folder / "00001.tar").unlink()
+    with pytest.raises(InputError, match=r"00001.tar: not there \(1 of 2 shards\)"):
+        corpus.require_here()

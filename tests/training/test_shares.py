@@ -4,7 +4,7 @@ import pytest
 
 from clipray.errors import InputError
 from clipray.training.peers import Peers
-from clipray.training.shares import from_first, share_out
+from clipray.training.shares import from_first, share_out, together
 from tests.threads import on_ranks
 
 
@@ -51,3 +51,12 @@ def test_what_the_first_rank_cannot_make_fails_on_all():
 
     found = on_ranks(2, lambda peers: from_first(make, peers))
     assert [str(error) for error in found] == ["no such file"] * 2
+
+
+def test_errors_from_another_node_say_where_they_were_met():
+    with pytest.raises(InputError, match=r"^no such file \[on node 'b'\]$"):
+        together(lambda: fail(InputError("no such file")), Peers(node="b"))
+
+
+def fail(error):
+    raise error
