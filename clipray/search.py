@@ -86,6 +86,7 @@ def search(config: SearchConfig) -> SearchReport:
         InputError: no such index or image file, or a store that cannot be read.
         MismatchError: the model is not the one the index was built with.
         QueryError: an unknown key or column.
+        UnavailableError: a node of the running cluster that has shards is not alive.
     """
     image = _read_image(config.image) if config.image else None
     query = Query(

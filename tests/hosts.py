@@ -24,7 +24,7 @@ CODE = Path(__file__).parents[1]
 NETWORK = "10.213.77"
 GATEWAY = f"{NETWORK}.1"
 GCS_PORT = 6379
-START_S = 180
+TRIES = 3
 BIN = Path(sys.executable).parent
 
 # Hostnames resolve to loopback, as most distributions have it.
@@ -134,16 +134,23 @@ class Host:
 
     def start_ray(self, head, cpus=2):
         """Be the head, or join it; commands here use the cluster from now on."""
-        self.environment["RAY_ADDRESS"] = f"{head.address}:{GCS_PORT}"
         alone = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         where = "--head" if head is self else f"--address={head.address}:{GCS_PORT}"
-        self.ray = self.start(
-            BIN / "ray", "start", "--block", where, f"--num-cpus={cpus}",
-            f"--labels=clipray-node={self.name}", "--object-store-memory=100000000",
-            env=alone,
-            stdout=self.file("/tmp/ray-said").open("a"),
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        said = self.file("/tmp/ray-said")
+        for _ in range(TRIES):  # Ray gives up after half a minute, which a busy machine may need
+            self.ray = self.start(
+                BIN / "ray", "start", "--block", where, f"--num-cpus={cpus}",
+                f"--labels=clipray-node={self.name}", "--object-store-memory=100000000",
+                env=alone,
+                stdout=said.open("w"),
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            while self.ray.poll() is None:
+                if "Ray runtime started" in said.read_text():
+                    self.environment["RAY_ADDRESS"] = f"{head.address}:{GCS_PORT}"
+                    return
+                time.sleep(0.5)
+        raise AssertionError(said.read_text()[-4000:])
 
     def crash(self):
         """kill -9 of all that runs on this machine; its disk stays."""
@@ -194,21 +201,6 @@ def hosts(*names):
             }
             _plug(host, gateway)
         yield [*others, gateway]
-
-
-def wait_for_nodes(host, count):
-    """Until so many machines are in the cluster, as one of them sees it."""
-    program = (
-        "import ray; ray.init(logging_level='ERROR'); "
-        "print('alive', sum(node['Alive'] for node in ray.nodes()))"
-    )
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with suppress(AssertionError):
-            if f"alive {count}" in host.run(sys.executable, "-c", program):
-                return
-        time.sleep(1)
-    raise TimeoutError(host.file("/tmp/ray-said").read_text()[-2000:])
 
 
 def _host(stack, scratch, name, address):
