@@ -61,6 +61,11 @@ def is_remote() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def is_alone() -> bool:
+    """Whether the running Ray is one node that a command started, which no other can join."""
+    return not is_remote() and len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
+
+
 def _start(cpus: int) -> None:
     if is_remote():
         with _stderr_on_failure():

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from upath import UPath
 from upath.registry import register_implementation
 
-from clipray import storage, uri
+from clipray import cluster, storage, uri
 from clipray.errors import plain
 from clipray.uri import AnyPath
 
@@ -61,10 +61,12 @@ class Lent:
 def lent(root: AnyPath) -> Iterator[Lent]:
     """Lend a folder, which is there, for the time of the block; called beside it.
 
+    On a Ray that this command has started for itself there is nobody to lend it to.
+
     Raises:
         OSError: when nothing can be written there.
     """
-    if not uri.is_local(root):
+    if not uri.is_local(root) or cluster.is_alone():
         yield Lent(str(root))
         return
     root = root.resolve()

@@ -149,11 +149,12 @@ def train(config: TrainConfig) -> TrainReport:
         return _publish(config, output, run)
 
 
-def train_worker(tree: dict[str, Any]) -> Outcome | ClipRayError:
-    """The work of one rank; `tree` has config, corpus, run, desk, and home: the command's node.
+def train_worker(put: dict[str, Any]) -> Outcome | ClipRayError:
+    """The work of one rank, which lies in Ray's store: see `_trainer`.
 
     An error that all ranks have agreed on is returned: started again, they would meet it again.
     """
+    tree = ray.get(put["tree"])
     config: TrainConfig = tree["config"]
     torch.set_num_threads(config.cpus_per_worker)
     logging.getLogger("clipray").addHandler(DeskHandler(tree["desk"]))
@@ -214,17 +215,16 @@ def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) 
 def _trainer(
     config: TrainConfig, corpus: Corpus, run: Lent, desk: DeskHandle, scratch: str
 ) -> TorchTrainer:
-    """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder."""
+    """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder.
+
+    What the ranks are told is put into Ray's store. Else Ray's controller, which only passes it on,
+    would import all that it consists of, seconds before the first worker starts.
+    """
     most = config.workers or 1
+    tree = {"config": config, "corpus": corpus, "run": run, "desk": desk, "home": nodes.here()}
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # what it returns comes back since Ray 2.50
-        train_loop_config={
-            "config": config,
-            "corpus": corpus,
-            "run": run,
-            "desk": desk,
-            "home": nodes.here(),
-        },
+        train_loop_config={"tree": ray.put(tree)},
         torch_config=RankConfig(timeout_s=WAIT_FOR_PEERS_S),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, most) if config.min_workers else most,  # type: ignore[arg-type]

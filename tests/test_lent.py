@@ -18,8 +18,16 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("lent")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def of_several(ray_session):
+    """Ray as it is where nodes may join."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipray.cluster.is_alone", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def far(root, ray_session):
+def far(root, of_several):
     """The way of a node that does not see the folder: it finds another word there."""
     with lent(root) as found:
         yield Lent(found.root, "another word", found.keeper).reached()
@@ -37,6 +45,13 @@ def test_a_node_that_sees_the_folder_uses_it(root, far):
 def test_a_store_is_lent_to_nobody():
     with lent(uri.at("memory://runs/a")) as found:
         assert str(found.reached()) == "memory://runs/a"
+
+
+def test_nothing_is_lent_where_nobody_else_is(root, monkeypatch):
+    monkeypatch.setattr("clipray.cluster.is_alone", lambda: True)
+    with lent(root) as found:
+        assert found == Lent(str(root))
+        assert not (root / SIGN).exists()
 
 
 @pytest.mark.parametrize("size", [0, 1, 10, 25])
