@@ -145,7 +145,8 @@ def _legend(entries: Sequence[tuple[str, str]]) -> Markup:
 
 
 def _chart(name: str, *inner: Markup | list[Markup]) -> Markup:
-    return tag("svg", *inner, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=name)
+    drawn = tag("svg", *inner, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=name)
+    return tag("div", drawn, class_="wide")
 
 
 def _scale(ends: tuple[float, float], start: float, stop: float) -> Callable[[float], float]:

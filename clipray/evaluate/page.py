@@ -152,13 +152,13 @@ def _threshold(rule: str, found: Threshold) -> list[str]:
 
 
 def _hardest(pairs: Sequence[HardPair], pictures: Mapping[str, str]) -> Markup:
-    told = "Captions that find their own picture last, and the picture that comes first instead."
+    told = "Captions that find their own picture last, and the best other picture."
     cards = [
         tag(
             "li",
             tag("p", pair.caption, class_="caption"),
             _picture(pictures, pair.key, f"its own, rank {pair.rank}", pair.score),
-            _picture(pictures, pair.rival, "comes first", pair.rival_score),
+            _picture(pictures, pair.rival, "best other", pair.rival_score),
         )
         for pair in pairs
     ]

@@ -31,10 +31,10 @@ def retrieval(pairs: Pairs) -> tuple[dict[str, float], Ranks]:
 
 
 def hardest(pairs: Pairs, places: Ranks) -> tuple[HardPair, ...]:
-    """The captions that find their own picture last; those only that do not find it first."""
+    """The captions that find their own picture last; of equal ranks, those with the lowest score."""
     own = np.einsum("ij,ij->i", pairs.captions, pairs.images[pairs.owners])
     order = np.lexsort((own, -places))[:HARDEST]
-    return tuple(_hard(pairs, int(row), int(places[row])) for row in order if places[row])
+    return tuple(_hard(pairs, int(row), int(places[row])) for row in order)
 
 
 def _hard(pairs: Pairs, row: int, place: int) -> HardPair:

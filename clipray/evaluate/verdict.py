@@ -77,7 +77,7 @@ class Scores(Config):
 
 
 class HardPair(Config):
-    """A caption that finds its own picture late, and the picture that comes first instead."""
+    """A caption that finds its own picture late, and the best other picture."""
 
     caption: str
     key: str
