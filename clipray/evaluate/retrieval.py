@@ -31,7 +31,7 @@ def retrieval(pairs: Pairs) -> tuple[dict[str, float], Ranks]:
 
 
 def hardest(pairs: Pairs, places: Ranks) -> tuple[HardPair, ...]:
-    """The captions that find their own picture last; of equal ranks, those with the lowest score."""
+    """The captions that find their own picture last; of equal ranks, the lowest scores."""
     own = np.einsum("ij,ij->i", pairs.captions, pairs.images[pairs.owners])
     order = np.lexsort((own, -places))[:HARDEST]
     return tuple(_hard(pairs, int(row), int(places[row])) for row in order)

@@ -93,7 +93,7 @@ def test_samples_without_a_caption_or_picture_are_named(tmp_path, photos, encode
     (tmp_path / "c.png").write_bytes(b"no picture")
     (tmp_path / "a.txt").write_text("a ring")
     rejected = read_pairs([str(tmp_path)], encoder, Reading()).rejected
-    assert [told.partition(": ")[0].rpartition("/")[2] for told in rejected] == ["b", "c"]
+    assert [told.partition(": ")[0].rpartition("/")[2] for told in rejected] == ["b.png", "c.png"]
     (tmp_path / "a.txt").unlink()
     with pytest.raises(InputError, match="nothing to evaluate"):
         read_pairs([str(tmp_path)], encoder, Reading())
