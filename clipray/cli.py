@@ -93,7 +93,7 @@ COMMANDS = {
     ),
     "export": Command("clipray.export", "ExportConfig", "export", "model → ONNX files"),
     "evaluate": Command(
-        "clipray.evaluate", "EvaluateConfig", "evaluate", "measure the recall of an index"
+        "clipray.evaluate", "EvaluateConfig", "evaluate", "measure an index, a service or a model"
     ),
     "paddle train": Command(
         "clipray.paddle.train", "PaddleTrainConfig", "train", "CLIP.yaml of PaddleClas → model"

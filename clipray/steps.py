@@ -141,7 +141,9 @@ class Evaluation(Config):
 
 
 def evaluated(config: EvaluateConfig, file: Path) -> Report:
-    """The recall of an index, in `file`; measured anew for each version."""
+    """What was asked for, in `file`; measured anew for each version of the index, if it names one."""
+    if config.index is None:
+        return evaluate(config)
     asked, newest = config.model_dump(mode="json"), Index.open(config.index).manifest
     there = read_json(Evaluation, file) if file.is_file() else None
     if there and (there.asked, there.created) == (asked, newest.created):

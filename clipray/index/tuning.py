@@ -9,7 +9,7 @@ them; otherwise rows moved by one common direction, which is how CLIP's texts li
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,24 @@ class Queries:
     def recall(self, shards: tuple[Shard, ...]) -> tuple[float, float]:
         """Mean recall@10 and its standard error."""
         found = _best(shards, self.vectors, self.own)
-        each = [_recall(some, truth) for some, truth in zip(found, self.truth, strict=True)]
+        each = [recall_of(some, truth) for some, truth in zip(found, self.truth, strict=True)]
         return float(np.mean(each)), float(np.std(each) / max(1, len(each)) ** 0.5)
 
 
-def _recall(found: Matches, truth: Matches) -> float:
+def recall_of(found: Matches, truth: Matches) -> float:
     """`Matches.recall`, but of equal rows, as of copies of one image, any is right."""
     if not len(truth):
         return 1.0
     last = truth.items[-1].score
     return sum(match.score >= last for match in found) / len(truth)
+
+
+def others(found: Sequence[Matches], own: Sequence[int | None], k: int) -> list[Matches]:
+    """The best `k` of what was found for each query, the row left out that the query itself is."""
+    return [
+        Matches(tuple(match for match in matches if match.id != mine)[:k])
+        for matches, mine in zip(found, own, strict=True)
+    ]
 
 
 def tune(
@@ -113,7 +121,7 @@ def measure(
     """Settings for the shards of a manifest; None where every row is looked at."""
     folder, records = IndexFolder(root), _some_shards(manifest)
     opened = tuple(Shard.open(folder, shard, manifest.settings, verify=False) for shard in records)
-    steps = _steps(opened)
+    steps = grid(opened)
     if steps is None or not any(map(len, opened)):
         return None
     rng = np.random.default_rng(0)
@@ -189,8 +197,11 @@ def _set(shards: tuple[Shard, ...], settings: SearchSettings) -> None:
         shard.tuned(settings)
 
 
-def _steps(shards: tuple[Shard, ...]) -> tuple[list[SearchSettings], ...] | None:
-    """Settings in a grid: rows reach further, within a row more is rescored."""
+def grid(shards: tuple[Shard, ...]) -> tuple[list[SearchSettings], ...] | None:
+    """Settings in a grid: rows reach further, within a row more is rescored.
+
+    None where every row is looked at.
+    """
     found = (segment.approximate for shard in shards for segment in shard.segments)
     first = next((approximate for approximate in found if approximate is not None), None)
     if first is None:
@@ -297,10 +308,7 @@ def _best(
     exact: bool = False,
 ) -> list[Matches]:
     found = search_shards(shards, vectors, Wanted(K + 1, exact=exact))
-    return [
-        Matches(tuple(match for match in matches if match.id != mine)[:K])
-        for matches, mine in zip(found, own, strict=True)
-    ]
+    return others(found, own, K)
 
 
 def _unit(vectors: NDArray[np.floating]) -> Vectors:

@@ -172,7 +172,7 @@ class Evaluation:
     def _encode(self, inputs: tuple[str, ...], work: Work) -> Features:
         """All samples of an input, in their order; their listing is kept."""
         if inputs not in self._batches:
-            entries = from_first(partial(_find_entries, inputs), self._peers)
+            entries = from_first(partial(find_entries, inputs), self._peers)
             self._batches[inputs] = _cut(entries, self._config)
         with self._cast():
             whole = join(share_out(self._batches[inputs], work, self._peers))
@@ -189,7 +189,12 @@ class Evaluation:
         return torch.autocast(self._peers.device.type, self._autocast, enabled=enabled)
 
 
-def _find_entries(inputs: Sequence[str]) -> list[Entry]:
+def find_entries(inputs: Sequence[str]) -> list[Entry]:
+    """All samples of some inputs, in the order of their shards; damaged shards are left out.
+
+    Raises:
+        InputError: an input that is missing, or no sample in any.
+    """
     entries: list[Entry] = []
     for shard in find_shards(inputs).shards:
         listing = shard.list()
@@ -204,10 +209,14 @@ def _find_entries(inputs: Sequence[str]) -> list[Entry]:
 
 def _cut(entries: Sequence[Entry], config: EvaluationConfig) -> Batches:
     """Batches of what is evaluated: with a limit, of samples spread evenly over all."""
-    count = min(len(entries), config.limit or len(entries))
-    chosen = [entries[number * len(entries) // count] for number in range(count)]
-    size = config.batch_size
-    return [chosen[start : start + size] for start in range(0, count, size)]
+    chosen, size = spread(entries, config.limit), config.batch_size
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
+def spread(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
+    """At most `limit` of the samples, spread evenly over all."""
+    count = min(len(entries), limit or len(entries))
+    return [entries[number * len(entries) // count] for number in range(count)]
 
 
 def _caption(sample: Prepared, column: str) -> str:
