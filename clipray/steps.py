@@ -141,7 +141,7 @@ class Evaluation(Config):
 
 
 def evaluated(config: EvaluateConfig, file: Path) -> Report:
-    """What was asked for, in `file`; measured anew for each version of the index, if it names one."""
+    """What was asked for, in `file`; measured anew for each version of an index."""
     if config.index is None:
         return evaluate(config)
     asked, newest = config.model_dump(mode="json"), Index.open(config.index).manifest
