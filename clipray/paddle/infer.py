@@ -17,6 +17,7 @@ from clipray.errors import ConfigError, ImageError, InputError
 from clipray.exported import exported_itself
 from clipray.manifest import ModelSource
 from clipray.paddle.clip_file import ClipFile
+from clipray.paddle.lines import read_lines
 from clipray.paddle.pretrained import finished
 from clipray.pixels import Pixels
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
@@ -64,7 +65,7 @@ def infer(config: PaddleInferConfig) -> InferReport:
         ModelError: the model cannot be used.
     """
     paths = _find_images(config.Global.infer_imgs)
-    texts = _read_texts(config.Global.texts)
+    texts = read_lines(config.Global.texts) if config.Global.texts else []
     if not paths and not texts:
         raise ConfigError(
             "Global.infer_imgs: is missing; give an image or a folder of images (-o "
@@ -134,15 +135,3 @@ def _find_images(given: str | None) -> list[Path]:
         raise InputError(f"Global.infer_imgs: {given}: no such image, and no folder of images")
     return found
 
-
-def _read_texts(given: str | None) -> list[str]:
-    if given is None:
-        return []
-    try:
-        lines = Path(given).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Global.texts: {given}: cannot be read ({error})") from None
-    texts = [line.rstrip("\r") for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"Global.texts: {given}: empty; expected one text a line")
-    return texts

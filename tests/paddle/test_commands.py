@@ -126,8 +126,8 @@ def test_infer_prints_vectors_of_images_and_texts_as_json(trained, encoder, home
         ({}, "Global.infer_imgs: is missing"),
         ({"Global.infer_imgs": "none.jpg"}, "no such image"),
         ({"Global.infer_imgs": "{home}/photos/torn.jpg"}, "torn.jpg"),
-        ({"Global.texts": "{home}/tiny.txt"}, "cannot be read"),
-        ({"Global.texts": os.devnull}, "one text a line"),
+        ({"Global.texts": "{home}/tiny.txt"}, "no such file"),
+        ({"Global.texts": os.devnull}, "a text a line"),
     ],
 )
 def test_infer_tells_what_it_misses(trained, home, capsys, given, told):
