@@ -156,14 +156,20 @@ def main() -> None:
     keep(args.output, "search", lines, contests(results))
 
 
-def prepare(root: Path, rows: int, queries: int) -> Arena:
-    """Draw rows and queries, and find out by brute force what is true."""
+def prepare(root: Path, rows: int, queries: int, part: int = 10_000) -> Arena:
+    """Draw rows and queries, and find out by brute force what is true.
+
+    Args:
+        root: where.
+        rows: how many.
+        queries: of each kind.
+        part: rows of a part of the embeddings; an index is cut between them.
+    """
     vectors, kinds = draw(rows, queries)
     np.save(root / "rows.npy", vectors)
     np.savez(root / "queries.npz", **kinds)
-    cuts = range(0, rows, 10_000)
-    parts = [([f"s/{n}" for n in range(a, min(a + 10_000, rows))], vectors[a : a + 10_000])
-             for a in cuts]  # fmt: skip
+    parts = [([f"s/{n}" for n in range(a, min(a + part, rows))], vectors[a : a + part])
+             for a in range(0, rows, part)]  # fmt: skip
     write_embeddings(root / "embeddings", parts)
     wide = vectors.astype(np.float32)
     truth = {

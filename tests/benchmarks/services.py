@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tests.benchmarks.tree import Tree
 from tests.peers import environment
 
 HERE = Path(__file__).parent / "contestants"
+DATABASES = ("lancedb", "chroma")
 START_S = 180
 STOP_S = 60
 
@@ -33,6 +34,8 @@ BACK = (  # open_clip's weights may be a file: nothing is downloaded, and nothin
 PARQUET = BACK.replace("{indices}", "{listed}")
 ARROW = BACK.replace("{indices}", "{listed_arrow}") + " --use_arrow True"
 PLAIN = "{python} {here}/plain_server.py {graph} {metadata} {port}"
+LANCE = "{databases} {here}/database_server.py lancedb serve {root} {port}"
+CHROMA = LANCE.replace("lancedb", "chroma")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Recipe:
         vector: name of a vector in the body of a request.
         rest: what else the body says.
         encodes: whether it is asked with texts as well.
+        peers: whether it needs an environment of its own.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Recipe:
     vector: str
     rest: Mapping[str, Any]
     encodes: bool = True
+    peers: bool = False
 
     def body(self, vector: list[float]) -> dict[str, Any]:
         """A query by vector."""
@@ -65,14 +70,16 @@ class Recipe:
 
 OURS = {"k": K, "columns": ["caption"]}
 THEIRS = {"modality": "image", "num_images": K, "indice_name": "rows"}
+THEIRS = {"modality": "image", "num_images": K, "indice_name": "rows"}
+ASKED = ("/knn-service", "embedding_input", THEIRS)
 RECIPES = (
     Recipe("clipray, 4 groups", CLIPRAY + "4", "/search", "embedding", OURS),
     Recipe("clipray, 1 group", CLIPRAY + "1", "/search", "embedding", OURS, encodes=False),
-    Recipe(
-        "clip-retrieval back", PARQUET, "/knn-service", "embedding_input", THEIRS, encodes=False
-    ),
-    Recipe("clip-retrieval back, arrow", ARROW, "/knn-service", "embedding_input", THEIRS),
+    Recipe("clip-retrieval back", PARQUET, *ASKED, encodes=False, peers=True),
+    Recipe("clip-retrieval back, arrow", ARROW, *ASKED, peers=True),
     Recipe("plain server", PLAIN, "/search", "embedding", OURS, encodes=False),
+    Recipe("LanceDB", LANCE, "/search", "embedding", OURS, encodes=False, peers=True),
+    Recipe("Chroma", CHROMA, "/search", "embedding", OURS, encodes=False, peers=True),
 )
 
 
@@ -92,6 +99,7 @@ class Service:
         self._log = served.root / f"{recipe.name.replace(' ', '_')}.log"
 
     def __enter__(self) -> "Service":
+        self._make()
         began = time.monotonic()
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
@@ -122,12 +130,22 @@ class Service:
             with suppress(ProcessLookupError):
                 os.kill(left.pid, signal.SIGKILL)
 
+    def _make(self) -> None:
+        """A database stores its rows; once in a folder, and not counted."""
+        line = self._line()
+        name = line[2]
+        if "serve" in line and name in DATABASES and not self._served.effort_of(name):
+            line[line.index("serve")] = "make"
+            subprocess.run(line, env=self._variables(), cwd=ROOT, check=True)
+
     def _line(self) -> list[str]:
-        served = self._served
-        line = self.recipe.line.format(
+        served, recipe = self._served, self.recipe
+        line = recipe.line.format(
             python=sys.executable,
-            peer=environment.peers() / "bin" / "python",
+            peer=_python(environment.peers, recipe, "{peer}"),
+            databases=_python(environment.databases, recipe, "{databases}"),
             here=HERE,
+            root=served.root,
             index=served.index,
             port=self.port,
             listed=served.listed,
@@ -161,6 +179,11 @@ class Service:
             return False
         finally:
             asked.close()
+
+
+def _python(made: Callable[[], Path], recipe: Recipe, name: str) -> Path | None:
+    """Python of an environment, which is made only where it is needed."""
+    return made() / "bin" / "python" if name in recipe.line else None
 
 
 def _free_port() -> int:
