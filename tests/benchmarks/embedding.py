@@ -161,16 +161,12 @@ class Arena:
         if contestant.first:
             self._cost(contestant.first, 1, Path(tempfile.mkdtemp(dir=self.root)) / "output")
 
-    def _cost(self, template: str, times: int, output: Path) -> Cost:
-        line = shlex.split(template.format(**self._places(template, times, output)))
-        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
-
-    def _places(self, template: str, times: int, output: Path) -> dict[str, object]:
+    def places(self, times: int, output: Path) -> dict[str, object]:
+        """What a command line names, but for the peers' Python."""
         shards = self.shards(times)
         last = len(list(shards.glob("*.tar"))) - 1
         return {
             "python": sys.executable,
-            "peer": environment.peers() / "bin" / "python" if "{peer}" in template else None,
             "here": HERE,
             "shards": shards,
             "tars": f"{shards}/{{00000..{last:05d}}}.tar",
@@ -178,6 +174,11 @@ class Arena:
             "model": self.model,
             "weights": ModelFolder(self.model).weights,
         }
+
+    def _cost(self, template: str, times: int, output: Path) -> Cost:
+        peer = environment.peers() / "bin" / "python" if "{peer}" in template else None
+        line = shlex.split(template.format(**self.places(times, output), peer=peer))
+        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
 
     def _variables(self, program: str) -> Mapping[str, str]:
         threads = {"OMP_NUM_THREADS": str(THREADS)}
@@ -195,7 +196,7 @@ def main() -> None:
     chosen = [contestant for contestant in CONTESTANTS if args.only in contestant.name]
     if args.quick:
         args.images = 16
-        chosen = [c for c in chosen if c.is_ours and not c.encodes]
+        chosen = [c for c in chosen if c.name == "data path of clipray"]
     name = "_".join(["embedding", *args.only.split()])
     with tempfile.TemporaryDirectory() as scratch:
         arena = prepare(Path(scratch), args.images, tiny=args.quick)
@@ -321,8 +322,8 @@ def header(arena: Arena, chosen: list[Contestant], rounds: int) -> list[str]:
         "",
         f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. Peers: {peers}.",
         "",
-        f"{machine()}. {arena.name} with random weights; {arena.images} and {2 * arena.images} photo-like JPEGs of 256 px, "
-        f"{sum(sizes) / 2 / arena.images / 1e3:.0f} kB each in tars of {arena.images // 2}; "
+        f"{machine()}. {arena.name} with random weights; {arena.images} and "
+        f"{2 * arena.images} photo-like JPEGs of 256 px, {sum(sizes) / 2 / arena.images / 1e3:.0f} kB each in tars of {arena.images // 2}; "
         f"{THREADS} threads of torch each; {rounds} interleaved rounds. The cost of an image is "
         "that of the images which a longer run reads more. A data path ends where the encoder "
         "begins: clip-retrieval's with normalised floats, clipray's with bytes, which its encoder "

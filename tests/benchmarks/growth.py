@@ -27,11 +27,11 @@ from tests.benchmarks.search import (
     HERE,
     Arena,
     Contestant,
+    Race,
     draw,
     effort_for,
     ours,
     prepare,
-    Race,
 )
 from tests.benchmarks.theme import Contest, Pace, keep, parse, parser, spread
 from tests.handmade import write_embeddings
@@ -91,7 +91,7 @@ def main() -> None:
     args = parse(made)
     pace = Pace(args.rounds, args.minutes)
     if args.quick:
-        args.rows, args.queries = [500, 2_000], 20
+        args.rows, args.queries = [300, 1_200], 20
     results = Results()
     with tempfile.TemporaryDirectory() as scratch:
         sizes = [prepared(Path(scratch) / str(rows), rows, args.queries) for rows in args.rows]

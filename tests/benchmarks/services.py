@@ -94,7 +94,7 @@ class Service:
     def __init__(self, recipe: Recipe, served: Served) -> None:
         self.recipe = recipe
         self.name = recipe.name
-        self.port = _free_port()
+        self.port = free_port()
         self._served = served
         self._log = served.root / f"{recipe.name.replace(' ', '_')}.log"
 
@@ -120,15 +120,7 @@ class Service:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for left in self.tree.live():
-            with suppress(ProcessLookupError):
-                os.kill(left.pid, signal.SIGKILL)
+        end(self._process, self.tree)
 
     def _make(self) -> None:
         """A database stores its rows; once in a folder, and not counted."""
@@ -170,15 +162,34 @@ class Service:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        asked = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        body = json.dumps(self.recipe.body(self._served.queries[0].tolist()))
-        try:
-            asked.request("POST", self.recipe.path, body, {"Content-Type": "application/json"})
-            return asked.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            asked.close()
+        body = self.recipe.body(self._served.queries[0].tolist())
+        return answer(self.port, self.recipe.path, body) is not None
+
+
+def answer(port: int, path: str, body: Mapping[str, Any]) -> Any:
+    """What a service replies, or None while it does not listen or refuses."""
+    asked = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        asked.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        reply = asked.getresponse()
+        return json.loads(reply.read()) if reply.status == 200 else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        asked.close()
+
+
+def end(process: subprocess.Popen[Any], tree: Tree) -> None:
+    """End a service and all that it started."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for left in tree.live():
+        with suppress(ProcessLookupError):
+            os.kill(left.pid, signal.SIGKILL)
 
 
 def _python(made: Callable[[], Path], recipe: Recipe, name: str) -> Path | None:
@@ -186,7 +197,8 @@ def _python(made: Callable[[], Path], recipe: Recipe, name: str) -> Path | None:
     return made() / "bin" / "python" if name in recipe.line else None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -64,9 +64,7 @@ def main() -> None:
     keep(args.output, "serving", lines, contests(results))
 
 
-def measure(
-    content: Served, chosen: list[Recipe], args: argparse.Namespace, pace: Pace
-) -> Results:
+def measure(content: Served, chosen: list[Recipe], args: argparse.Namespace, pace: Pace) -> Results:
     """Start all services, leave them alone for a while, then ask them in turn."""
     results = Results()
     encoder = open_encoder(ModelSource(name=str(content.model)), EncoderOptions(device="cpu"))
