@@ -314,6 +314,7 @@ def contests(costs: Costs) -> Iterator[Contest]:
 
 def header(arena: Arena, chosen: list[Contestant], rounds: int) -> list[str]:
     sizes = [path.stat().st_size for path in (arena.root / "drawn").glob("*.tar")]
+    size = sum(sizes) / 2 / arena.images
     peers = "none"
     if not all(contestant.is_ours for contestant in chosen):
         peers = versions(environment.peers() / "bin" / "python", THEIRS)
@@ -323,9 +324,9 @@ def header(arena: Arena, chosen: list[Contestant], rounds: int) -> list[str]:
         f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. Peers: {peers}.",
         "",
         f"{machine()}. {arena.name} with random weights; {arena.images} and "
-        f"{2 * arena.images} photo-like JPEGs of 256 px, {sum(sizes) / 2 / arena.images / 1e3:.0f} kB each in tars of {arena.images // 2}; "
-        f"{THREADS} threads of torch each; {rounds} interleaved rounds. The cost of an image is "
-        "that of the images which a longer run reads more. A data path ends where the encoder "
+        f"{2 * arena.images} photo-like JPEGs of 256 px, {size / 1e3:.0f} kB each in tars of "
+        f"{arena.images // 2}; {THREADS} threads of torch each; {rounds} interleaved rounds. "
+        "The cost of an image is that of the images which a longer run reads more. A data path ends where the encoder "
         "begins: clip-retrieval's with normalised floats, clipray's with bytes, which its encoder "
         "normalises (0.1 ms an image for bf16, 0.3 ms for fp32).",
         "",

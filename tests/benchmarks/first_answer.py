@@ -112,11 +112,8 @@ def run(arena: Arena, way: Way) -> Iterator[tuple[str, Cost]]:
     for step, line in way.verbs.items():
         spent.append(cost(shlex.split(line.format(**named)), env, ROOT, folder / "log"))
         yield step, spent[-1]
-    listed = {"rows": str(folder / "served")}
+    listed = {"rows": str(folder / "index")}
     (folder / "listed.json").write_text(json.dumps(listed), encoding="utf-8")
-    if way is PEER:  # its back wants indices and metadata in one folder
-        (folder / "index").rename(folder / "served")
-        (folder / "served" / "metadata").symlink_to(folder / "output" / "metadata")
     spent.append(first_answer(shlex.split(way.service.format(**named)), env, way, named["port"]))
     yield "serve to the first answer", spent[-1]
     cpu_s, wall_s = (sum(getattr(each, what) for each in spent) for what in ("cpu_s", "wall_s"))

@@ -125,7 +125,8 @@ def header(arena: Arena, rounds: int) -> list[str]:
         f"clipray {__version__}: {versions(Path(sys.executable), ('numpy', 'pyarrow'))}. "
         f"{machine()}; Python {platform.python_version()}, one thread, one process, no Ray: shards "
         f"are built one after the other, and searched so. k = {K}, {arena.queries} queries of each "
-        f"kind one at a time, {rounds} interleaved rounds; tuned to recall@10 {RECALL} on queries of its own.",
+        f"kind one at a time, {rounds} interleaved rounds; tuned to recall@10 "
+        f"{RECALL} on queries of its own.",
         "",
     ]
 

@@ -1,4 +1,4 @@
-"""`make bench`: all themes, one after the other, each a process of its own with a share of the time.
+"""`make bench`: all themes, one after the other, each a process with a share of the time.
 
 A theme that fails, or is not done in one and a half times its share, does not stop the others; the
 exit code is 1 then. The environments of the peers are made first, and do not count.
@@ -7,7 +7,6 @@ exit code is 1 then. The environments of the peers are made first, and do not co
 import argparse
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -106,7 +105,7 @@ def run(line: list[str], told: Path, limit: float) -> str:
     with told.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             code = process.wait(limit)
@@ -122,9 +121,9 @@ def run(line: list[str], told: Path, limit: float) -> str:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a theme that is still there to end as Ctrl-C would, so that it ends its contestants."""
+    """Ask a theme that is still there to end, and its contestants with it."""
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(90)
         except subprocess.TimeoutExpired:

@@ -8,6 +8,8 @@ import argparse
 import json
 import logging
 import platform
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -90,8 +92,9 @@ def parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options given, and logging that tells what is going on."""
+    """The options given; logging that tells what is going on, and an end that tidies up."""
     args = made.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("tests.benchmarks").setLevel(logging.INFO)
     log.setLevel(logging.INFO)
