@@ -327,8 +327,8 @@ def header(arena: Arena, chosen: list[Contestant], rounds: int) -> list[str]:
         f"{2 * arena.images} photo-like JPEGs of 256 px, {size / 1e3:.0f} kB each in tars of "
         f"{arena.images // 2}; {THREADS} threads of torch each; {rounds} interleaved rounds. "
         "The cost of an image is that of the images which a longer run reads more. A data path "
-        "ends where the encoder begins: clip-retrieval's with normalised floats, clipray's with bytes, which its encoder "
-        "normalises (0.1 ms an image for bf16, 0.3 ms for fp32).",
+        "ends where the encoder begins: clip-retrieval's with normalised floats, clipray's with "
+        "bytes, which its encoder normalises (0.1 ms an image for bf16, 0.3 ms for fp32).",
         "",
     ]
 

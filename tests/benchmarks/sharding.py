@@ -40,7 +40,7 @@ class Results:
 
 def main() -> None:
     made = parser(__doc__, rounds=5)
-    made.add_argument("--rows", type=int, default=100_000)
+    made.add_argument("--rows", type=int, default=50_000)
     made.add_argument("--queries", type=int, default=200, help="of each kind")
     made.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4, 8])
     made.add_argument("--methods", nargs="+", default=METHODS)

@@ -48,11 +48,11 @@ THEMES = {
     for theme in (
         Theme("search", "search", 10),
         Theme("shards", "sharding", 5),
-        Theme("growth", "growth", 6),
+        Theme("growth", "growth", 8),
         Theme("embedding", "embedding", 11),
-        Theme("first_answer", "first_answer", 7),
+        Theme("first_answer", "first_answer", 6),
         Theme("serving", "serving", 9),
-        Theme("training", "training", 12),
+        Theme("training", "training", 11),
     )
 }
 

@@ -96,8 +96,8 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     args = made.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("tests.benchmarks").setLevel(logging.INFO)
-    log.setLevel(logging.INFO)
+    for name in ("tests.benchmarks", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
     if args.output is None and not args.quick:
         args.output = RESULTS
     args.rounds = 1 if args.quick else args.rounds
