@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -22,6 +23,7 @@ from tests.peers import environment
 
 HERE = Path(__file__).parent / "contestants"
 DATABASES = ("lancedb", "chroma")
+PORTS = range(20_000, 30_000)
 START_S = 180
 STOP_S = 60
 
@@ -198,7 +200,9 @@ def _python(made: Callable[[], Path], recipe: Recipe, name: str) -> Path | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel and Ray's processes take."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port in {PORTS}")
