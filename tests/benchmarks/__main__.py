@@ -1,6 +1,8 @@
-"""`make bench`: what a search costs, beside the graphs of others."""
+"""`make bench`: all themes of the benchmark."""
 
-from tests.benchmarks.search import main
+import sys
+
+from tests.benchmarks.suite import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

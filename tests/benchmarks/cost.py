@@ -38,9 +38,13 @@ def cost(line: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> C
             line, env=env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         tree = Tree(process.pid)
-        while not _ended(process.pid):
-            tree.cpu_s()
-            time.sleep(LOOK_S)
+        try:
+            while not _ended(process.pid):
+                tree.cpu_s()
+                time.sleep(LOOK_S)
+        except BaseException:
+            process.terminate()  # in a session of its own, it hears no Ctrl-C
+            raise
         tree.cpu_s()
         wall = time.monotonic() - began
         code = process.wait()

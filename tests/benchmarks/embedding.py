@@ -6,14 +6,11 @@ of the first run is start-up. The data paths, which are cheap, read 1 and 17 tim
 are CPU seconds of whole process trees; wall time says little on a shared machine.
 """
 
-import argparse
 import json
 import logging
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,7 +24,9 @@ import pyarrow.parquet as pq
 from clipray import __version__, clip
 from clipray.manifest import ModelFolder, ModelSource
 from tests.benchmarks.cost import Cost, cost
+from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.photos import write_photo_shards
+from tests.benchmarks.theme import Contest, Pace, keep, parse, parser
 from tests.peers import environment
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,11 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent / "contestants"
 ROOT = Path(__file__).parents[2]
 MODEL = "ViT-B-32"
+TINY = {  # for a quick run
+    "embed_dim": 512,
+    "vision_cfg": {"image_size": 224, "layers": 1, "width": 64, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
 THREADS = 2  # of torch, in every contestant
 
 EMBED = (
@@ -72,6 +76,11 @@ class Contestant:
     more: int = 1
     encodes: bool = True
     first: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether clipray's environment suffices."""
+        return self.line.startswith("{python}")
 
 
 CONTESTANTS = (
@@ -118,11 +127,18 @@ Costs = dict[str, list[Pair]]
 
 @dataclass(frozen=True)
 class Arena:
-    """Model and shards that all contestants share, in a scratch folder."""
+    """Model and shards that all contestants share, in a scratch folder.
+
+    Attributes:
+        images: N.
+        model: its folder.
+        name: of its architecture.
+    """
 
     root: Path
     images: int
     model: Path
+    name: str
 
     def shards(self, times: int) -> Path:
         """Shards of N images, or of a multiple; beyond 2N the same tars come again."""
@@ -145,16 +161,12 @@ class Arena:
         if contestant.first:
             self._cost(contestant.first, 1, Path(tempfile.mkdtemp(dir=self.root)) / "output")
 
-    def _cost(self, template: str, times: int, output: Path) -> Cost:
-        line = shlex.split(template.format(**self._places(times, output)))
-        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
-
-    def _places(self, times: int, output: Path) -> dict[str, object]:
+    def places(self, times: int, output: Path) -> dict[str, object]:
+        """What a command line names, but for the peers' Python."""
         shards = self.shards(times)
         last = len(list(shards.glob("*.tar"))) - 1
         return {
             "python": sys.executable,
-            "peer": environment.peers() / "bin" / "python",
             "here": HERE,
             "shards": shards,
             "tars": f"{shards}/{{00000..{last:05d}}}.tar",
@@ -162,6 +174,11 @@ class Arena:
             "model": self.model,
             "weights": ModelFolder(self.model).weights,
         }
+
+    def _cost(self, template: str, times: int, output: Path) -> Cost:
+        peer = environment.peers() / "bin" / "python" if "{peer}" in template else None
+        line = shlex.split(template.format(**self.places(times, output), peer=peer))
+        return cost(line, self._variables(line[0]), ROOT, output.with_name("log"))
 
     def _variables(self, program: str) -> Mapping[str, str]:
         threads = {"OMP_NUM_THREADS": str(THREADS)}
@@ -171,40 +188,32 @@ class Arena:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1000, help="N, a multiple of 2")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="64 images, one round, no table kept")
-    parser.add_argument("--only", default="", help="contestants whose name holds this")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
-    images, rounds = (64, 1) if args.quick else (args.images, args.rounds)
-    chosen = [c for c in CONTESTANTS if args.only in c.name]
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    log.setLevel(logging.INFO)
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--images", type=int, default=200, help="N, a multiple of 2")
+    made.add_argument("--only", default="", help="contestants whose name holds this")
+    args = parse(made)
+    pace = Pace(args.rounds, args.minutes)
+    chosen = [contestant for contestant in CONTESTANTS if args.only in contestant.name]
+    if args.quick:
+        args.images = 16
+        chosen = [c for c in chosen if c.name == "data path of clipray"]
+    name = "_".join(["embedding", *args.only.split()])
     with tempfile.TemporaryDirectory() as scratch:
-        arena = prepare(Path(scratch), images)
-        for lines in measure(arena, chosen, rounds):
-            print("\n".join(lines))  # noqa: T201
-            if not args.quick:
-                keep(args.output, args.only, lines)
+        arena = prepare(Path(scratch), args.images, tiny=args.quick)
+        for lines, costs in measure(arena, chosen, pace):
+            keep(args.output, name, lines, contests(costs))  # rounds are long
 
 
-def keep(folder: Path, only: str, lines: list[str]) -> None:
-    """Write the dated table; after each round, as rounds are long."""
-    folder.mkdir(parents=True, exist_ok=True)
-    theme = "_".join(["embedding", *only.split()])
-    name = f"{theme}_{platform.machine()}_{datetime.now(UTC):%Y-%m-%d}.md"
-    (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def prepare(root: Path, images: int) -> Arena:
+def prepare(root: Path, images: int, *, tiny: bool = False) -> Arena:
     """Draw the photos and the weights."""
-    model = root / "model"
+    model, name = root / "model", MODEL
     model.mkdir()
-    clip.save(clip.create(ModelSource(name=MODEL), seed=0), model, {})
+    if tiny:
+        name = str(root / "tiny.json")
+        Path(name).write_text(json.dumps(TINY), encoding="utf-8")
+    clip.save(clip.create(ModelSource(name=name), seed=0), model, {})
     write_photo_shards(root / "drawn", 2 * images, per_shard=images // 2)
-    return Arena(root, images, model)
+    return Arena(root, images, model, Path(name).stem)
 
 
 def reference(arena: Arena) -> Path:
@@ -213,14 +222,16 @@ def reference(arena: Arena) -> Path:
     return arena.run(Contestant("reference", line, "fp32"), 1)[1]
 
 
-def measure(arena: Arena, chosen: list[Contestant], rounds: int) -> Iterator[list[str]]:
+def measure(
+    arena: Arena, chosen: list[Contestant], pace: Pace
+) -> Iterator[tuple[list[str], Costs]]:
     """The table after each round; in a round, each contestant runs twice."""
-    truth = read_vectors(reference(arena))
+    truth = read_vectors(reference(arena)) if any(c.encodes for c in chosen) else {}
     costs: Costs = {contestant.name: [] for contestant in chosen}
     alike: dict[str, dict[str, float]] = {}
     for contestant in chosen:
         arena.get_ready(contestant)
-    for number in range(rounds):
+    for number in pace.rounds():
         for contestant in chosen:
             less, output = arena.run(contestant, 1)
             more, _ = arena.run(contestant, 1 + contestant.more)
@@ -229,7 +240,7 @@ def measure(arena: Arena, chosen: list[Contestant], rounds: int) -> Iterator[lis
                 alike[contestant.name] = cosines(read_vectors(output), truth)
             log.info("%s: %.1f s, %.1f s of CPU", contestant.name, less.cpu_s, more.cpu_s)
         rows = table(chosen, costs, alike, arena.images)
-        yield [*header(arena, number + 1), *rows, *bars(costs)]
+        yield [*header(arena, chosen, number + 1), *rows, *bars(costs)], costs
 
 
 def read_vectors(output: Path) -> dict[str, np.ndarray]:
@@ -291,17 +302,29 @@ def bars(costs: Costs) -> Iterator[str]:
             yield f"- {ours} against {theirs}: **{middle:.2f}×** ({spread})"
 
 
-def header(arena: Arena, rounds: int) -> list[str]:
+def contests(costs: Costs) -> Iterator[Contest]:
+    """What stands in the bars, in CPU time and, start-up included, by the clock."""
+    for ours, theirs in BARS:
+        if costs.get(ours) and costs.get(theirs):
+            mine, others = ([pair.ms for pair in costs[name]] for name in (ours, theirs))
+            yield Contest("an image more", "CPU ms", ours, theirs, mine, others)
+            mine, others = ([pair.less.wall_s for pair in costs[name]] for name in (ours, theirs))
+            yield Contest("the shorter run, start-up included", "s", ours, theirs, mine, others)
+
+
+def header(arena: Arena, chosen: list[Contestant], rounds: int) -> list[str]:
     sizes = [path.stat().st_size for path in (arena.root / "drawn").glob("*.tar")]
+    size = sum(sizes) / 2 / arena.images
+    peers = "none"
+    if not all(contestant.is_ours for contestant in chosen):
+        peers = versions(environment.peers() / "bin" / "python", THEIRS)
     return [
         f"# Embedding images, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. "
-        f"Peers: {versions(environment.peers() / 'bin' / 'python', THEIRS)}.",
+        f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. Peers: {peers}.",
         "",
-        f"{processor()}, {os.cpu_count()} cores, {platform.machine()}, no GPU, shared with other "
-        f"work. {MODEL} with random weights; {arena.images} and {2 * arena.images} photo-like "
-        f"JPEGs of 256 px, {sum(sizes) / 2 / arena.images / 1e3:.0f} kB each in tars of "
+        f"{machine()}. {arena.name} with random weights; {arena.images} and "
+        f"{2 * arena.images} photo-like JPEGs of 256 px, {size / 1e3:.0f} kB each in tars of "
         f"{arena.images // 2}; {THREADS} threads of torch each; {rounds} interleaved rounds. "
         "The cost of an image is that of the images which a longer run reads more. A data path "
         "ends where the encoder begins: clip-retrieval's with normalised floats, clipray's with "
@@ -312,23 +335,6 @@ def header(arena: Arena, rounds: int) -> list[str]:
 
 OURS = ("torch", "open_clip_torch", "ray", "pillow", "numpy")
 THEIRS = ("torch", "open_clip_torch", "clip-retrieval", "webdataset", "pillow", "numpy")
-
-
-def versions(python: Path, packages: tuple[str, ...]) -> str:
-    """Versions of packages in the environment of a Python."""
-    code = "import importlib.metadata as m, json, sys\n"
-    code += "print(json.dumps([m.version(name) for name in sys.argv[1:]]))"
-    told = subprocess.run([python, "-c", code, *packages], stdout=subprocess.PIPE, check=True)
-    pairs = zip(packages, json.loads(told.stdout), strict=True)
-    return ", ".join(f"{name} {version}" for name, version in pairs)
-
-
-def processor() -> str:
-    """Name of the CPU, and whether it computes in bf16."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    flags = [f for f in ("avx512_bf16", "amx_bf16", "avx512_vnni") if f in fields.get("flags", "")]
-    return f"{fields.get('model name', 'unknown CPU')} ({', '.join(flags) or 'no bf16'})"
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 Vectors lie in clusters on the sphere, as CLIP's do; text-like queries are moved by one common
 direction, as the modality gap does. Every contestant is a process of its own with one thread; they
 search in turn, and what counts is CPU time. A graph's effort (ef) is the smallest that reaches the
-recall on these very queries. Ours is what `clipray index tune` chose on queries of its own.
+recall on these very queries; autofaiss chooses its own. Ours is what `clipray index tune` chose on
+queries of its own.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -15,16 +15,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
 from clipray import __version__
+from tests.benchmarks.machine import machine, versions
+from tests.benchmarks.theme import Contest, Pace, keep, parse, parser, spread
 from tests.handmade import write_embeddings
 from tests.peers import environment
 
@@ -37,7 +40,9 @@ DIM = 512
 RECALLS = (0.95, 0.99)
 EFFORTS = (10, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 OURS = ("auto", "HNSW32")
-GRAPHS = ("hnswlib M=16", "hnswlib M=32", "usearch f32", "usearch f16", "faiss HNSW32")
+FAISS = "faiss HNSW32"  # needs no environment but ours
+PEERS = ("hnswlib M=16", "usearch f16", FAISS, "autofaiss")
+THEIRS = ("faiss-cpu", "hnswlib", "usearch", "autofaiss", "numpy")
 
 
 @dataclass(frozen=True)
@@ -105,37 +110,66 @@ class Race:
     recall: float
     batch: bool
 
+    def __str__(self) -> str:
+        how = "all in one batch" if self.batch else "one at a time"
+        return f"{self.kind}-like queries, recall@{K} ≥ {self.recall}, {how}"
+
+
+@dataclass
+class Results:
+    """By name of the contestant, in CPU seconds and in queries a CPU second.
+
+    Attributes:
+        built: once.
+        chosen: what a contestant chose by itself.
+        efforts: likewise `recalls` and `speeds`, also by race; speeds by round.
+    """
+
+    built: dict[str, float] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    efforts: dict[tuple[Race, str], float] = field(default_factory=dict)
+    recalls: dict[tuple[Race, str], float] = field(default_factory=dict)
+    speeds: dict[tuple[Race, str], list[float]] = field(default_factory=dict)
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=500, help="of each kind")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="5,000 rows, no table kept")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    log.setLevel(logging.INFO)
-    rows, queries, rounds = (5_000, 50, 1) if args.quick else (args.rows, args.queries, args.rounds)
+    made = parser(__doc__, rounds=5)
+    made.add_argument("--rows", type=int, default=100_000)
+    made.add_argument("--queries", type=int, default=500, help="of each kind")
+    made.add_argument("--peers", nargs="+", default=PEERS, help="of contestants/graphs.py")
+    args = parse(made)
+    pace = Pace(args.rounds, args.minutes)
+    if args.quick:
+        args.rows, args.queries, args.peers = 2_000, 20, (FAISS,)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as opened:
-        arena = prepare(Path(scratch), rows, queries)
-        contestants = [opened.enter_context(closing(made)) for made in started(arena)]
-        lines = [*header(arena, rounds), *measure(arena, contestants, rounds)]
-    print("\n".join(lines))  # noqa: T201
-    if not args.quick:
-        name = f"search_{platform.machine()}_{datetime.now(UTC):%Y-%m-%d}.md"
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        arena = prepare(Path(scratch), args.rows, args.queries)
+        contestants = [opened.enter_context(closing(c)) for c in started(arena, args.peers)]
+        results = Results()
+        build(contestants, results)
+        races = [Race(kind, recall, batch) for batch in (False, True) for recall in RECALLS
+                 for kind in arena.truth]  # fmt: skip
+        choose_efforts(arena, races, contestants, results)
+        for number in pace.rounds():
+            run(arena, races, contestants, results)
+            log.info("round %d done", number + 1)
+    lines = [*header(arena, args.peers, number + 1), *report(results)]
+    keep(args.output, "search", lines, contests(results))
 
 
-def prepare(root: Path, rows: int, queries: int) -> Arena:
-    """Draw rows and queries, and find out by brute force what is true."""
+def prepare(root: Path, rows: int, queries: int, part: int = 10_000) -> Arena:
+    """Draw rows and queries, and find out by brute force what is true.
+
+    Args:
+        root: where.
+        rows: how many.
+        queries: of each kind.
+        part: rows of a part of the embeddings; an index is cut between them.
+    """
     vectors, kinds = draw(rows, queries)
     np.save(root / "rows.npy", vectors)
     np.savez(root / "queries.npz", **kinds)
-    cuts = range(0, rows, 10_000)
-    parts = [([f"s/{n}" for n in range(a, min(a + 10_000, rows))], vectors[a : a + 10_000])
-             for a in cuts]  # fmt: skip
+    parts = [([f"s/{n}" for n in range(a, min(a + part, rows))], vectors[a : a + part])
+             for a in range(0, rows, part)]  # fmt: skip
     write_embeddings(root / "embeddings", parts)
     wide = vectors.astype(np.float32)
     truth = {
@@ -162,71 +196,64 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def started(arena: Arena) -> Iterator[Contestant]:
+def started(arena: Arena, peers: Sequence[str]) -> Iterator[Contestant]:
     """All contestants."""
-    ours, peer = (
-        sys.executable,
-        environment.peers_with(HERE.with_name("graphs.txt")) / "bin" / "python",
-    )
-    own = os.environ | {"PYTHONPATH": str(ROOT)}
     queries = arena.root / "queries.npz"
     for method in OURS:
-        program = [ours, "-m", "tests.benchmarks.contestants.clipray_index"]
         places = [arena.root / "embeddings", queries, arena.root / method, method]
-        yield Contestant(f"clipray {method}", [*program, *places], own)
-    for name in GRAPHS:
-        line = [peer, HERE / "graphs.py", name, arena.root / "rows.npy", queries]
+        yield ours(f"clipray {method}", places)
+    python = python_of(peers)
+    for name in peers:
+        line = [python, HERE / "graphs.py", name, arena.root / "rows.npy", queries]
         yield Contestant(name, line, environment.environment())
 
 
-def measure(arena: Arena, contestants: list[Contestant], rounds: int) -> Iterator[str]:
-    """Tables of building and searching."""
-    built = {}
+def ours(name: str, arguments: list[object]) -> Contestant:
+    """An index of clipray, in a process of its own."""
+    program = [sys.executable, "-m", "tests.benchmarks.contestants.clipray_index"]
+    return Contestant(name, [*program, *arguments], os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def python_of(peers: Sequence[str]) -> Path:
+    """Python that has what the peers need; for Faiss alone, our own."""
+    if set(peers) <= {FAISS}:
+        return Path(sys.executable)
+    return environment.peers_with(environment.GRAPHS) / "bin" / "python"
+
+
+def build(contestants: list[Contestant], results: Results) -> None:
     for contestant in contestants:
         answer = contestant.ask(do="build")
         log.info("%s: built in %.1f CPU s", contestant.name, answer["cpu_s"])
-        built[contestant.name] = answer["cpu_s"]
-    yield "| build | CPU s | times clipray auto |"
-    yield "|---|---|---|"
-    first = built[contestants[0].name]
-    for name, seconds in built.items():
-        yield f"| {name} | {seconds:.1f} | {seconds / first:.1f} |"
-    races = [Race(kind, recall, batch) for batch in (False, True) for recall in RECALLS
-             for kind in arena.truth]  # fmt: skip
+        results.built[contestant.name] = answer["cpu_s"]
+        results.chosen[contestant.name] = answer.get("method") or answer.get("chosen") or "–"
+
+
+def choose_efforts(
+    arena: Arena, races: list[Race], contestants: list[Contestant], results: Results
+) -> None:
     for race in races:
-        yield ""
-        yield from run(arena, race, contestants, rounds)
-
-
-def run(arena: Arena, race: Race, contestants: list[Contestant], rounds: int) -> Iterator[str]:
-    """One table: who answers how many queries in a CPU second."""
-    efforts = {c.name: effort_for(arena, race, c) for c in contestants}
-    speeds: dict[str, list[float]] = {c.name: [] for c in contestants}
-    recalls: dict[str, float] = {}
-    for _ in range(rounds):
         for contestant in contestants:
-            answer = contestant.search(race.kind, efforts[contestant.name], batch=race.batch)
-            speeds[contestant.name].append(arena.queries / answer["cpu_s"])
-            recalls[contestant.name] = arena.recall(race.kind, answer["rows"])
-    how = "all in one batch" if race.batch else "one at a time"
-    yield f"**{race.kind}-like queries, recall@{K} ≥ {race.recall}, {how}**"
-    yield ""
-    yield "| | effort | recall | queries a CPU second, median | min | max | clipray auto is |"
-    yield "|---|---|---|---|---|---|---|"
-    mine = statistics.median(speeds[contestants[0].name])
-    for name, found in speeds.items():
-        speed = statistics.median(found)
-        short = "" if recalls[name] >= race.recall else " (not reached)"
-        yield (
-            f"| {name} | {efforts[name]} | {recalls[name]:.3f}{short} | {speed:.0f} | "
-            f"{min(found):.0f} | {max(found):.0f} | {mine / speed:.2f}× |"
-        )
-    log.info("%s done", race)
+            effort = effort_for(arena, race, contestant)
+            answer = contestant.search(race.kind, effort, batch=race.batch)  # ours is tuned here
+            results.efforts[race, contestant.name] = effort
+            results.recalls[race, contestant.name] = arena.recall(race.kind, answer["rows"])
+            results.speeds[race, contestant.name] = []
+
+
+def run(arena: Arena, races: list[Race], contestants: list[Contestant], results: Results) -> None:
+    """One round: every race, every contestant."""
+    for race in races:
+        for contestant in contestants:
+            effort = results.efforts[race, contestant.name]
+            answer = contestant.search(race.kind, effort, batch=race.batch)
+            speed = arena.queries / max(answer["cpu_s"], 1e-6)
+            results.speeds[race, contestant.name].append(speed)
 
 
 def effort_for(arena: Arena, race: Race, contestant: Contestant) -> float:
     """The smallest ef that reaches the recall; for us, the recall itself."""
-    if contestant.name.startswith("clipray"):
+    if contestant.name.startswith("clipray") or contestant.name == "autofaiss":
         return race.recall
     for effort in EFFORTS:
         found = contestant.search(race.kind, effort, batch=True)["rows"]
@@ -235,15 +262,64 @@ def effort_for(arena: Arena, race: Race, contestant: Contestant) -> float:
     return EFFORTS[-1]
 
 
-def header(arena: Arena, rounds: int) -> list[str]:
+def report(results: Results) -> Iterator[str]:
+    """Tables of building and searching."""
+    yield "| build | method | CPU s | times clipray auto |"
+    yield "|---|---|---|---|"
+    first, *_ = results.built.values()
+    for name, seconds in results.built.items():
+        yield f"| {name} | {results.chosen[name]} | {seconds:.1f} | {seconds / first:.1f} |"
+    for race in dict.fromkeys(race for race, _ in results.speeds):
+        yield from ("", f"**{race}**", "")
+        yield from race_table(race, results)
+
+
+def race_table(race: Race, results: Results) -> Iterator[str]:
+    """Who answers how many queries in a CPU second."""
+    yield "| | effort | recall | queries a CPU second, median | min | max | clipray auto is |"
+    yield "|---|---|---|---|---|---|---|"
+    mine, *_ = (speeds for (held, _), speeds in results.speeds.items() if held == race)
+    for (held, name), speeds in results.speeds.items():
+        if held == race:
+            recall = results.recalls[race, name]
+            short = "" if recall >= race.recall else " (not reached)"
+            effort = "its own" if name == "autofaiss" else results.efforts[race, name]
+            times = statistics.median(mine) / statistics.median(speeds)
+            yield (
+                f"| {name} | {effort} | {recall:.3f}{short} | {spread(speeds, '.0f')} | "
+                f"{times:.2f}× |"
+            )
+
+
+def contests(results: Results) -> Iterator[Contest]:
+    """`auto` against each of the others."""
+    mine, *_ = results.built
+    for name, seconds in results.built.items():
+        if not name.startswith("clipray"):
+            yield Contest("build", "CPU s", mine, name, [results.built[mine]], [seconds])
+    for (race, name), speeds in results.speeds.items():
+        if not name.startswith("clipray"):
+            what = str(race)
+            if results.recalls[race, name] < race.recall:
+                what += f" (it reached {results.recalls[race, name]:.3f})"
+            ours = results.speeds[race, mine]
+            yield Contest(what, "queries a CPU s", mine, name, ours, speeds, more=True)
+
+
+def header(arena: Arena, peers: Sequence[str], rounds: int) -> list[str]:
+    told = "Faiss of clipray's environment"
+    if set(peers) - {FAISS}:
+        told = versions(python_of(peers), THEIRS)
     return [
         f"# Search of {arena.rows} × {DIM}, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"clipray {__version__}, Python {platform.python_version()}, {platform.machine()}, one "
+        f"clipray {__version__}: {versions(Path(sys.executable), ('numpy', 'pyarrow'))}, faiss "
+        f"{faiss.__version__}. Peers: {told}. {machine()}; Python {platform.python_version()}, one "
         f"thread each; k = {K}, {arena.queries} queries of each kind, {rounds} interleaved rounds. "
         "Efforts of the graphs are ef, chosen on these very queries; ours is the recall that "
-        "`clipray index tune` was asked for, which it measures on queries of its own. clipray "
-        "returns rows with their keys, exactly scored; the graphs return numbers.",
+        "`clipray index tune` was asked for, which it measures on queries of its own; autofaiss "
+        "chooses index and effort by itself. clipray returns rows with their keys, exactly scored; "
+        "the others return numbers.",
         "",
     ]
 

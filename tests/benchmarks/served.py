@@ -2,7 +2,8 @@
 
 The rows are those of the search benchmark. Both indices are brought to the same recall: ours by
 `clipray index tune`, on queries of its own, the one graph of the others by the smallest effort that
-reaches it on these very queries. Made once in a folder, and found there again.
+reaches it on these very queries; so are the databases'. Made once in a folder, and found there
+again.
 """
 
 import json
@@ -100,6 +101,11 @@ class Served:
         files = (path for path in (self.index / "segments").rglob("*") if path.is_file())
         return sum(path.stat().st_size for path in files) / 1e6
 
+    def effort_of(self, database: str) -> int | None:
+        """What a database chose, once it has stored the rows."""
+        told = self.root / f"{database}.json"
+        return json.loads(told.read_text(encoding="utf-8"))["effort"] if told.is_file() else None
+
     def recall(self, found: list[list[str]]) -> float:
         """Mean recall@K of keys by query."""
         best = [{f"s/{row}" for row in rows} for rows in self.truth.tolist()]
@@ -137,8 +143,10 @@ def _make(root: Path, rows: int, count: int) -> None:
     identity = clip.save(clip.create(ModelSource(name=MODEL), seed=0), shown.model, {})
     _index(shown, vectors, identity)
     effort = _others(shown, wide)
-    np.save(root / "queries.npy", queries)
-    np.save(root / "truth.npy", truth)
+    for name, array in {"rows": vectors, "queries": queries, "truth": truth}.items():
+        np.save(root / f"{name}.npy", array)
+    wanted = {"efforts": EFFORTS, "recall": RECALL}
+    (root / "efforts.json").write_text(json.dumps(wanted), encoding="utf-8")
     (root / "made.json").write_text(json.dumps({"effort": effort}), encoding="utf-8")
 
 

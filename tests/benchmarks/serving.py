@@ -3,17 +3,16 @@
 All services run at once and are asked in turn, by a process of its own. What counts is the CPU time
 of a service's whole process tree, daemons included, divided by its queries. clip-retrieval runs as
 it is installed, by its own command line; it is given the weights file of our random model, so that
-it downloads none. The plain server is what one writes by hand where nothing more is needed.
+it downloads none. The plain server is what one writes by hand where nothing more is needed; LanceDB
+and Chroma, which are libraries, run in process behind the same.
 """
 
 import argparse
 import json
 import logging
-import platform
 import tempfile
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from clipray.manifest import ModelSource
 from tests.benchmarks.encoding import CAPTIONS
 from tests.benchmarks.load import Load, Window
 from tests.benchmarks.served import Served, served, texts
-from tests.benchmarks.services import RECIPES, Service
+from tests.benchmarks.services import RECIPES, Recipe, Service
 from tests.benchmarks.serving_tables import (
     ALONE,
     CONCURRENCIES,
@@ -32,8 +31,10 @@ from tests.benchmarks.serving_tables import (
     REPEATED,
     Results,
     Run,
+    contests,
     report,
 )
+from tests.benchmarks.theme import Pace, keep, parse, parser
 from tests.benchmarks.tree import Watch
 
 log = logging.getLogger(__name__)
@@ -44,46 +45,40 @@ TEXTS = 20_000  # more than any service encodes in time
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
-    parser.add_argument("--quick", action="store_true", help="5,000 rows, one round, no table kept")
-    parser.add_argument("--only", default="", help="services whose name holds this")
-    parser.add_argument("--work", type=Path, help="where rows and indices are kept for next time")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--rows", type=int, default=100_000)
+    made.add_argument("--queries", type=int, default=500)
+    made.add_argument("--seconds", type=float, default=3, help="of one measurement")
+    made.add_argument("--only", nargs="+", default=[""], help="services whose name holds one")
+    made.add_argument("--work", type=Path, help="where rows and indices are kept for next time")
+    args = parse(made)
+    pace = Pace(args.rounds, args.minutes)
+    chosen = [recipe for recipe in RECIPES if any(only in recipe.name for only in args.only)]
     if args.quick:
-        args.rows, args.queries, args.rounds, args.seconds = 5_000, 50, 1, 1.0
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    log.setLevel(logging.INFO)
+        args.rows, args.queries, args.seconds = 5_000, 50, 1.0
+        chosen = [recipe for recipe in chosen if not recipe.peers and "1 group" not in recipe.name]
     with tempfile.TemporaryDirectory() as scratch:
         content = served(args.work or Path(scratch), args.rows, args.queries)
-        lines = report(content, measure(content, args), args.rounds, args.seconds)
-    print("\n".join(lines))  # noqa: T201
-    if not args.quick:
-        name = f"serving_{platform.machine()}_{datetime.now(UTC):%Y-%m-%d}.md"
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        results = measure(content, chosen, args, pace)
+        lines = report(content, results, args.seconds)
+    keep(args.output, "serving", lines, contests(results))
 
 
-def measure(content: Served, args: argparse.Namespace) -> Results:
+def measure(content: Served, chosen: list[Recipe], args: argparse.Namespace, pace: Pace) -> Results:
     """Start all services, leave them alone for a while, then ask them in turn."""
     results = Results()
     encoder = open_encoder(ModelSource(name=str(content.model)), EncoderOptions(device="cpu"))
     torch.set_num_threads(1)
     with Load() as load, ExitStack() as opened:
         services = []
-        for recipe in RECIPES:
-            if args.only in recipe.name:
-                services.append(opened.enter_context(Service(recipe, content)))
-                log.info("%s: answers after %.1f s", recipe.name, services[-1].start_s)
+        for recipe in chosen:
+            services.append(opened.enter_context(Service(recipe, content)))
+            log.info("%s: answers after %.1f s", recipe.name, services[-1].start_s)
         idle(services, args.seconds if args.quick else IDLE_S, results)
         for service in services:
             give_requests(load, service, content)
             results.recall[service.name] = content.recall(load.first_pass(service.name))
-        for number in range(args.rounds):
+        for number in pace.rounds():
             ask_vectors(load, services, args.seconds, results)
             ask_texts(load, services, args.seconds, results)
             encode_alone(encoder, args.seconds, results)

@@ -1,6 +1,5 @@
 """What the serving benchmark found, and the tables that say it."""
 
-import os
 import platform
 import sys
 from collections import defaultdict
@@ -13,10 +12,11 @@ from statistics import median
 import faiss
 
 from clipray import __version__
-from tests.benchmarks.embedding import processor, versions
 from tests.benchmarks.load import Window
+from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.search import DIM, K
 from tests.benchmarks.served import KIND, MODEL, RECALL, SHARDS, Served
+from tests.benchmarks.theme import Contest
 from tests.benchmarks.tree import Memory
 from tests.peers import environment
 
@@ -24,6 +24,7 @@ CONCURRENCIES = (1, 32)
 NEW, REPEATED = "new", "repeated"
 ALONE = "encoder alone, in process"
 OURS = ("ray", "uvicorn", "starlette", "torch", "numpy")
+DATABASES = ("lancedb", "chromadb", "uvicorn", "starlette", "numpy")
 THEIRS = ("clip-retrieval", "flask", "werkzeug", "faiss-cpu", "torch", "numpy")
 FIRST = "clipray, 4 groups"
 IDLE_BAR = 0.15  # cores
@@ -71,10 +72,10 @@ class Results:
     memory: dict[str, list[Memory]] = field(default_factory=dict)
 
 
-def report(content: Served, results: Results, rounds: int, seconds: float) -> list[str]:
+def report(content: Served, results: Results, seconds: float) -> list[str]:
     """All tables."""
     return [
-        *header(content, rounds, seconds),
+        *header(content, results, seconds),
         *vector_table(results),
         *standing_table(results),
         *process_table(results),
@@ -199,25 +200,62 @@ def short(name: str) -> str:
     return Path(next((word for word in rest if not word.startswith("-")), first)).name
 
 
-def header(content: Served, rounds: int, seconds: float) -> list[str]:
-    peer = environment.peers() / "bin" / "python"
+def contests(results: Results) -> Iterator[Contest]:
+    """Each service of others beside ours, and the text queries of those that encode."""
+    for (name, concurrency), runs in results.vectors.items():
+        ours = results.vectors.get((FIRST, concurrency))
+        if ours and not name.startswith("clipray"):
+            what = f"query by vector, {concurrency} at once"
+            yield contest(what, FIRST, name, ours, runs)
+            speeds = [[run.qps for run in held] for held in (ours, runs)]
+            yield Contest(what, "queries a second", FIRST, name, *speeds, more=True)
+    for (name, kind, concurrency), runs in results.texts.items():
+        ours = results.texts.get((FIRST, kind, concurrency))
+        if ours and name not in {FIRST, ALONE}:
+            yield contest(f"{kind} text, {concurrency} at once", FIRST, name, ours, runs)
+
+
+def contest(what: str, first: str, name: str, ours: list[Run], runs: list[Run]) -> Contest:
+    """In CPU time."""
+    mine, others = ([run.ms for run in held] for held in (ours, runs))
+    return Contest(what, "CPU ms a query", first, name, mine, others)
+
+
+def header(content: Served, results: Results, seconds: float) -> list[str]:
+    rounds = min(map(len, results.vectors.values()))
     return [
         f"# Serving {content.rows} × {DIM}, {datetime.now(UTC):%Y-%m-%d}",
         "",
         f"clipray {__version__}: {versions(Path(sys.executable), OURS)}, faiss "
-        f"{faiss.__version__}. clip-retrieval: {versions(peer, THEIRS)}. The plain server runs in "
-        "clipray's environment.",
+        f"{faiss.__version__}. {others(content, results)}The plain server runs in clipray's "
+        "environment.",
         "",
-        f"{processor()}, {os.cpu_count()} cores, {platform.machine()}, no GPU, shared with other "
-        f"work; Python {platform.python_version()}. {rounds} interleaved rounds of {seconds:g} s, "
-        f"all services up. HNSW32 over unit vectors in clusters; clipray has {SHARDS} shards of "
-        f"float16 in {content.index_mb:.0f} MB, tuned to recall@{K} {RECALL} on queries of its "
-        f"own; the others have one graph of float32, efSearch {content.effort}, the smallest that "
-        f"reaches it on these queries. {len(content.queries)} {KIND}-like queries, k = {K}; "
-        f"replies carry keys, scores and captions. Model: {MODEL}, random weights, fp32. "
-        "clip-retrieval and the plain server run with OMP_NUM_THREADS=1; clip-retrieval reads its "
-        "rows from parquet, as by default, or from arrow, and nothing of it is replaced: its "
-        "model is loaded from a weights file. CPU is that of a service's whole process tree, user "
-        "and system, background work included.",
+        f"{machine()}; Python {platform.python_version()}. {rounds} interleaved rounds of "
+        f"{seconds:g} s, all services up. HNSW32 over unit vectors in clusters; clipray has "
+        f"{SHARDS} shards of float16 in {content.index_mb:.0f} MB, tuned to recall@{K} {RECALL} on "
+        f"queries of its own; the others have one graph of float32, efSearch {content.effort}, the "
+        f"smallest that reaches it on these queries. {len(content.queries)} {KIND}-like queries, "
+        f"k = {K}; replies carry keys, scores and captions. Model: {MODEL}, random weights, fp32. "
+        "All but clipray run with OMP_NUM_THREADS=1; clip-retrieval reads its rows from parquet, "
+        "as by default, or from arrow, and nothing of it is replaced: its model is loaded from a "
+        "weights file. CPU is that of a service's whole process tree, user and system, background "
+        "work included.",
         "",
     ]
+
+
+def others(content: Served, results: Results) -> str:
+    """Versions of the peers that took part, and how the databases are set."""
+    told = ""
+    if any("clip-retrieval" in name for name in results.recall):
+        python = environment.peers() / "bin" / "python"
+        told += f"clip-retrieval: {versions(python, THEIRS)}. "
+    if {"LanceDB", "Chroma"} & set(results.recall):
+        efforts = [content.effort_of(name) for name in ("lancedb", "chroma")]
+        told += (
+            f"Databases: {versions(environment.databases() / 'bin' / 'python', DATABASES)}; in "
+            "process, behind a server like the plain one: LanceDB with HNSW over 8-bit codes, 20 "
+            f"links, the best scored again (ef {efforts[0]}), Chroma with its HNSW, 16 links (ef "
+            f"{efforts[1]}); efforts chosen on these queries. "
+        )
+    return told

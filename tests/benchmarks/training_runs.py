@@ -26,7 +26,7 @@ HERE = Path(__file__).parent / "contestants"
 ROOT = Path(__file__).parents[2]
 MODEL = "ViT-S-32-alt"
 WORKERS = 2
-BATCH = 32  # of a worker
+BATCH = 16  # of a worker
 SHARDS = 8  # half of them are the other half once more
 LAST = 3  # steps left out at the end, when nothing is decoded any more
 
@@ -40,7 +40,7 @@ LOOP = (
     "{config} {shards} {output}/run"
 )
 OPEN_CLIP = (
-    "{peer} " + TORCHRUN + f"-- {{here}}/open_clip_loop.py --model {MODEL} --batch-size {BATCH} "
+    "{peer} " + TORCHRUN + f"-- {{here}}/open_clip_loop.py --model {MODEL} --batch-size {{batch}} "
     "--dataset-type webdataset --train-data {tars} --train-num-samples {samples} --workers 1 "
     "--epochs 1 --precision {theirs} --local-loss --gather-with-grad --device cpu "
     "--dist-backend gloo --log-every-n-steps 1 --zeroshot-frequency 0 --logs {output} --name run"
@@ -107,6 +107,7 @@ class Run:
         cpu_s: of the whole process tree, in it.
         waited_s: of it, the first rank waited for batches.
         start_s: from the start of the command to the end of the first step.
+        samples: of a step, on all workers.
     """
 
     steps: int
@@ -114,6 +115,7 @@ class Run:
     cpu_s: float
     waited_s: float
     start_s: float
+    samples: int
 
     @property
     def ms(self) -> float:
@@ -122,7 +124,7 @@ class Run:
 
     @property
     def samples_per_cpu_s(self) -> float:
-        return self.steps * BATCH * WORKERS / self.cpu_s
+        return self.steps * self.samples / self.cpu_s
 
     @property
     def data_wait(self) -> float:
@@ -142,11 +144,12 @@ class Arena:
         root: the folder.
         steps: of a run.
         first: steps that are left out at its beginning.
+        batch: of a worker.
     """
 
-    def __init__(self, root: Path, steps: int, first: int) -> None:
-        self.root, self.steps, self.first = root, steps, first
-        self.samples = steps * BATCH * WORKERS
+    def __init__(self, root: Path, steps: int, first: int, batch: int) -> None:
+        self.root, self.steps, self.first, self.batch = root, steps, first, batch
+        self.samples = steps * batch * WORKERS
         each = self.samples // SHARDS
         self.drawn = write_photo_shards(root / "drawn", self.samples // 2, each)
         self.shards = root / "shards"
@@ -160,20 +163,24 @@ class Arena:
         """Run once, into an empty folder."""
         with tempfile.TemporaryDirectory(dir=self.root) as folder:
             output = Path(folder)
-            line = shlex.split(contestant.line.format(**self._places(output, precision)))
+            line = shlex.split(
+                contestant.line.format(**self._places(contestant, output, precision))
+            )
             followed = Followed(line, _variables(line[0]))
             steps = contestant.steps(output, followed.lines)
         if len(steps) != self.steps:
             said = "\n".join(line.text for line in followed.lines[-100:])
             raise RuntimeError(f"{contestant.name}: {len(steps)} of {self.steps} steps\n{said}")
-        return followed.steady(steps, self.first)
+        return followed.steady(steps, self.first, self.batch * WORKERS)
 
-    def _places(self, output: Path, precision: str) -> dict[str, object]:
+    def _places(self, contestant: Contestant, output: Path, precision: str) -> dict[str, object]:
         config = output / "train.yaml"
-        config.write_text(to_yaml(job(precision)), encoding="utf-8")
+        config.write_text(to_yaml(job(precision, self.batch)), encoding="utf-8")
+        peers = contestant is THEIRS
         return {
             "python": sys.executable,
-            "peer": environment.peers() / "bin" / "python",
+            "peer": environment.peers() / "bin" / "python" if peers else None,
+            "batch": self.batch,
             "here": HERE,
             "config": config,
             "shards": self.shards,
@@ -184,9 +191,9 @@ class Arena:
         }
 
 
-def job(precision: str) -> Job:
+def job(precision: str, batch: int) -> Job:
     """What clipray trains: every step decodes its images."""
-    loader = LoaderConfig(batch_size=BATCH * WORKERS, cache_mb=0)
+    loader = LoaderConfig(batch_size=batch * WORKERS, cache_mb=0)
     return Job.model_validate(
         {"model": MODEL, "epochs": 1, "precision": precision, "loader": loader}
     )
@@ -222,14 +229,15 @@ class Followed:
                 ended.set()
                 looking.join()
 
-    def steady(self, steps: list[Step], first: int) -> Run:
+    def steady(self, steps: list[Step], first: int, samples: int) -> Run:
         """Of all steps, those between the first and the last few."""
         inside = steps[first - 1 : len(steps) - LAST]
         began, ended = inside[0].at, inside[-1].at
         used = np.interp([began, ended], *zip(*self.looks, strict=True))
         waited = sum(step.waited for step in inside[1:])
         start_s = steps[0].at - self._began
-        return Run(len(inside) - 1, ended - began, float(used[1] - used[0]), waited, start_s)
+        cpu_s = float(used[1] - used[0])
+        return Run(len(inside) - 1, ended - began, cpu_s, waited, start_s, samples)
 
     def _look(self, tree: Tree, ended: Event) -> None:
         while not ended.wait(LOOK_S):

@@ -1,7 +1,5 @@
 """What the training benchmark found, and the table that says it."""
 
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -9,9 +7,9 @@ from pathlib import Path
 from statistics import median
 
 from clipray import __version__
-from tests.benchmarks.embedding import processor, versions
+from tests.benchmarks.machine import machine, versions
+from tests.benchmarks.theme import Contest
 from tests.benchmarks.training_runs import (
-    BATCH,
     LAST,
     MODEL,
     PLAIN,
@@ -33,7 +31,7 @@ Results = dict[tuple[str, str], list[Run]]  # by precision and name of the conte
 
 def report(arena: Arena, results: Results, rounds: int) -> list[str]:
     """All of it, in Markdown."""
-    return [*header(arena, rounds), *table(results), "", *bars(results)]
+    return [*header(arena, results, rounds), *table(results), "", *bars(results)]
 
 
 def table(results: Results) -> Iterator[str]:
@@ -82,16 +80,32 @@ def spread(runs: list[Run], value: Callable[[Run], float], form: str) -> str:
     return " | ".join(format(one, form) for one in (median(values), min(values), max(values)))
 
 
-def header(arena: Arena, rounds: int) -> list[str]:
+def contests(results: Results) -> Iterator[Contest]:
+    """clipray under Ray and under torchrun against open_clip's trainer."""
+    for precision in dict.fromkeys(precision for precision, _ in results):
+        theirs = results.get((precision, THEIRS.name))
+        for who in (RAY, PLAIN):
+            ours = results.get((precision, who.name))
+            if ours and theirs:
+                cpu = [[run.samples_per_cpu_s for run in runs] for runs in (ours, theirs)]
+                wall = [[run.ms for run in runs] for runs in (ours, theirs)]
+                names = (who.name, THEIRS.name)
+                yield Contest(f"{precision} training", "samples a CPU s", *names, *cpu, more=True)
+                yield Contest(f"{precision} training, a step", "ms", *names, *wall)
+
+
+def header(arena: Arena, results: Results, rounds: int) -> list[str]:
+    peers = "none"
+    if any(name == THEIRS.name for _, name in results):
+        peers = versions(environment.peers() / "bin" / "python", PEERS)
     size = sum(path.stat().st_size for path in arena.drawn.glob("*.tar")) / (arena.samples // 2)
     return [
         f"# Training, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. "
-        f"Peers: {versions(environment.peers() / 'bin' / 'python', PEERS)}.",
+        f"clipray {__version__}: {versions(Path(sys.executable), OURS)}. Peers: {peers}.",
         "",
-        f"{processor()}, {os.cpu_count()} cores, {platform.machine()}, no GPU. {MODEL} with "
-        f"random weights; {WORKERS} workers with a batch of {BATCH} each and one thread of torch "
+        f"{machine()}. {MODEL} with random weights; {WORKERS} workers with a batch of "
+        f"{arena.batch} each and one thread of torch "
         "each, over gloo; AdamW; no evaluation and no checkpoint in the measured steps. "
         f"{arena.samples} photo-like JPEGs of 256 px with captions, {size / 1e3:.0f} kB each, half "
         f"of them twice. {rounds} interleaved rounds of {arena.steps} steps, of which the first "

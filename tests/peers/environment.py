@@ -1,4 +1,8 @@
-"""The environment of the peers: made once by pip below `.peers/`, or given by CLIPRAY_PEERS."""
+"""The environments of the peers, made once by pip below `.peers/`, or given by variables.
+
+CLIPRAY_PEERS names one that holds `requirements.txt` and `graphs.txt`, CLIPRAY_DATABASES one that
+holds `databases.txt`, whose packages want other versions.
+"""
 
 import hashlib
 import os
@@ -8,13 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+GRAPHS = Path(__file__).parents[1] / "benchmarks" / "graphs.txt"
+DATABASES = Path(__file__).parents[1] / "benchmarks" / "databases.txt"
 HOME = Path(__file__).parents[2] / ".peers"
 
 
 def peers() -> Path:
     """Folder of a virtual environment that holds what `requirements.txt` says."""
     given = os.environ.get("CLIPRAY_PEERS")
-    return Path(given) if given else _made()
+    return Path(given) if given else _made(HOME / "peers", REQUIREMENTS)
+
+
+def databases() -> Path:
+    """Likewise of `databases.txt`."""
+    given = os.environ.get("CLIPRAY_DATABASES")
+    return Path(given) if given else _made(HOME / "databases", DATABASES)
 
 
 def peers_with(requirements: Path) -> Path:
@@ -55,14 +67,14 @@ def run(line: Sequence[str], cwd: Path) -> str:
     return done.stdout
 
 
-def _made() -> Path:
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    marker = HOME / "installed"
+def _made(home: Path, requirements: Path) -> Path:
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    marker = home / "installed"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True)
-        _install(HOME, REQUIREMENTS)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        _install(home, requirements)
         marker.write_text(wanted, encoding="utf-8")
-    return HOME
+    return home
 
 
 def _install(home: Path, requirements: Path) -> None:

@@ -1,17 +1,16 @@
-"""Graph indices of others, driven over a pipe: hnswlib, usearch and plain Faiss HNSW32.
+"""Indices of others, driven over a pipe: hnswlib, usearch, plain Faiss HNSW32, autofaiss's choice.
 
 Run by the peers' Python: NAME ROWS.npy QUERIES.npz. Reads one JSON object a line and answers with
-one; CPU seconds are those of this process, which uses one thread.
+one; CPU seconds are those of this process, which uses one thread. Faiss alone needs no peers.
 """
 
 import json
 import sys
 import time
+from importlib import import_module
 
 import faiss
-import hnswlib
 import numpy as np
-from usearch.index import Index, ScalarKind
 
 faiss.omp_set_num_threads(1)
 
@@ -19,9 +18,10 @@ faiss.omp_set_num_threads(1)
 class Hnswlib:
     def __init__(self, links):
         self.links = links
+        self.library = import_module("hnswlib")
 
     def build(self, rows):
-        self.index = hnswlib.Index(space="ip", dim=rows.shape[1])
+        self.index = self.library.Index(space="ip", dim=rows.shape[1])
         self.index.init_index(len(rows), M=self.links, ef_construction=200)
         self.index.set_num_threads(1)
         self.index.add_items(rows)
@@ -34,9 +34,12 @@ class Hnswlib:
 class Usearch:
     def __init__(self, kind):
         self.kind = kind
+        self.library = import_module("usearch.index")
 
     def build(self, rows):
-        self.index = Index(ndim=rows.shape[1], metric="ip", dtype=self.kind, connectivity=16)
+        self.index = self.library.Index(
+            ndim=rows.shape[1], metric="ip", dtype=self.kind, connectivity=16
+        )
         self.index.add(np.arange(len(rows)), rows, threads=1)
 
     def search(self, queries, k, effort):
@@ -54,17 +57,35 @@ class Faiss:
         return self.index.search(queries, k)[1]
 
 
+class Autofaiss:
+    """It chooses the index and its effort; the effort that is asked for is not heard."""
+
+    def __init__(self):
+        self.library = import_module("autofaiss")
+
+    def build(self, rows):
+        self.index, told = self.library.build_index(
+            rows, save_on_disk=False, metric_type="ip", nb_cores=1, verbose=40
+        )
+        return {"chosen": f"{told['index_key']} {told['index_param']}"}
+
+    def search(self, queries, k, effort):
+        return self.index.search(queries, k)[1]
+
+
 ALL = {
     "hnswlib M=16": lambda: Hnswlib(16),
     "hnswlib M=32": lambda: Hnswlib(32),
-    "usearch f32": lambda: Usearch(ScalarKind.F32),
-    "usearch f16": lambda: Usearch(ScalarKind.F16),
+    "usearch f32": lambda: Usearch("f32"),
+    "usearch f16": lambda: Usearch("f16"),
     "faiss HNSW32": Faiss,
+    "autofaiss": Autofaiss,
 }
 
 
 def main() -> None:
     name, rows, queries = sys.argv[1:]
+    told, sys.stdout = sys.stdout, sys.stderr
     contestant = ALL[name]()
     kinds = dict(np.load(queries))
     for line in sys.stdin:
@@ -73,13 +94,12 @@ def main() -> None:
         if ask["do"] == "build":
             vectors = np.load(rows).astype(np.float32)
             began = time.process_time()
-            contestant.build(vectors)
-            answer = {}
+            answer = contestant.build(vectors) or {}
         else:
             answer = {"rows": searched(contestant, kinds[ask["kind"]], ask)}
         answer["cpu_s"] = time.process_time() - began
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        told.write(json.dumps(answer) + "\n")
+        told.flush()
 
 
 def searched(contestant, queries, ask):
