@@ -134,4 +134,3 @@ def _find_images(given: str | None) -> list[Path]:
     if not found:
         raise InputError(f"Global.infer_imgs: {given}: no such image, and no folder of images")
     return found
-
