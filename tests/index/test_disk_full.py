@@ -47,6 +47,7 @@ def run(root, name, *more):
     with ExitStack() as stack:
         # A build without Ray; the other commands do so little by themselves here.
         stack.enter_context(patch.object(build.cluster, "session", lambda **_: nullcontext()))
+        stack.enter_context(patch.object(build.room, "wait"))
         stack.enter_context(patch.object(build, "RayTasks", lambda folder, _: Here(folder.root)))
         stack.enter_context(redirect_stdout(StringIO()))
         told = stack.enter_context(redirect_stderr(StringIO()))

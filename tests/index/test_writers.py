@@ -198,6 +198,7 @@ def test_a_build_that_tidies_up_takes_nothing_from_a_writer_that_came_after_it(
 
     monkeypatch.setattr(IndexFolder, "commit", commit_and_see_an_append)
     monkeypatch.setattr(build.cluster, "session", lambda **_: nullcontext())
+    monkeypatch.setattr(build.room, "wait", lambda: None)
     monkeypatch.setattr(build, "RayTasks", lambda folder, _: Here(folder.root))
     with without_fsync():
         config = build.IndexBuildConfig(embeddings=tmp_path / "first", index=folder.root)
