@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 CODE = Path(__file__).parents[1]
+DISK = "/tmp"  # of a host, where Ray and pytest write as well
 NETWORK = "10.213.77"
 GATEWAY = f"{NETWORK}.1"
 GCS_PORT = 6379
@@ -29,15 +30,16 @@ BIN = Path(sys.executable).parent
 
 # Hostnames resolve to loopback, as most distributions have it.
 _SETUP = """
-disk=$1 name=$2 code=$3
+disk=$1 name=$2 code=$3 own=$4
 mount --make-rprivate /
-case $code in /tmp/*) mkdir -p "$disk${code#/tmp}"; mount --bind "$code" "$disk${code#/tmp}";; esac
+inner=$disk${code#"$own"}
+case $code in "$own"/*) mkdir -p "$inner"; mount --bind "$code" "$inner";; esac
 printf '127.0.0.1 localhost %s\\n' "$name" > "$disk/hosts"
 mount --bind "$disk/hosts" /etc/hosts
-mount --rbind "$disk" /tmp
+mount --rbind "$disk" "$own"
 mount -t tmpfs none /dev/shm
 mount -o remount,bind,ro /
-[ ! -d "$code" ] || case $code in /tmp/*) mount -o remount,bind,ro "$code";; esac
+[ ! -d "$code" ] || case $code in "$own"/*) mount -o remount,bind,ro "$code";; esac
 hostname "$name"
 ip link set lo up
 trap '' CHLD
@@ -58,7 +60,7 @@ class Host:
         self.name, self.address = name, address
         self.environment = {
             "PATH": os.environ["PATH"],
-            "HOME": "/tmp/home",
+            "HOME": f"{DISK}/home",
             "PYTHONPATH": str(CODE),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
@@ -66,7 +68,7 @@ class Host:
         self._disk = disk
         self._process = subprocess.Popen(
             ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
-             "--mount-proc", "sh", "-ec", _SETUP, "sh", disk, name, CODE],
+             "--mount-proc", "sh", "-ec", _SETUP, "sh", disk, name, CODE, DISK],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -114,7 +116,7 @@ class Host:
 
     def file(self, path):
         """A path of this machine, as the test process sees it."""
-        return self._disk / Path(path).relative_to("/tmp")
+        return self._disk / Path(path).relative_to(DISK)
 
     def send(self, path, other):
         """Copy a folder or file to the same place of another machine, as scp would."""
@@ -136,7 +138,7 @@ class Host:
         """Be the head, or join it; commands here use the cluster from now on."""
         alone = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         where = "--head" if head is self else f"--address={head.address}:{GCS_PORT}"
-        said = self.file("/tmp/ray-said")
+        said = self.file(f"{DISK}/ray-said")
         for _ in range(TRIES):  # Ray gives up after half a minute, which a busy machine may need
             self.ray = self.start(
                 BIN / "ray", "start", "--block", where, f"--num-cpus={cpus}",

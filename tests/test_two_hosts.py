@@ -18,11 +18,11 @@ from clipray.index.manifest import IndexFolder
 from clipray.lent import SIGN
 from clipray.training.metrics import METRICS_FILE, read_metrics
 from tests.drawing import write_shards
-from tests.hosts import hosts
+from tests.hosts import DISK, hosts
 
 LIMIT_S = 600
 STEPS = 24
-MODEL = "/tmp/model"
+MODEL = f"{DISK}/model"
 GONE = ("--key", "pairs/000000003", "--key", "pairs/000030003")
 
 pytestmark = pytest.mark.soak
@@ -38,9 +38,9 @@ def machines(tmp_path_factory, architecture):
     more = write_shards(tmp_path_factory.mktemp("more") / "more", count=16)
     with hosts("clipray-a", "clipray-b", "clipray-desk") as (a, b, desk, other):
         for host in (a, b, desk, other):
-            host.take(pairs, "/tmp/data/pairs")
-            host.take(architecture, "/tmp/data/tiny.json")
-        other.take(more, "/tmp/data/more")
+            host.take(pairs, f"{DISK}/data/pairs")
+            host.take(architecture, f"{DISK}/data/tiny.json")
+        other.take(more, f"{DISK}/data/more")
         a.start_ray(a)
         b.start_ray(a)
         desk.start_ray(a, cpus=0)
@@ -71,7 +71,7 @@ def training(output, **options):
         "log.every_steps": 1,
     } | options
     overrides = [word for key, value in given.items() for word in ("-o", f"{key}={value}")]
-    return ["train", "--input", "/tmp/data/pairs", "--model", "/tmp/data/tiny.json",
+    return ["train", "--input", f"{DISK}/data/pairs", "--model", f"{DISK}/data/tiny.json",
             "--workers", 2, "--output", output, *overrides]  # fmt: skip
 
 
@@ -84,8 +84,8 @@ def steps_of(host, output):
 def alone(machines):
     """What two ranks on one machine make of it."""
     *_, other = machines
-    other.clipray(*training("/tmp/model"), timeout=LIMIT_S)
-    return steps_of(other, "/tmp/model")
+    other.clipray(*training(f"{DISK}/model"), timeout=LIMIT_S)
+    return steps_of(other, f"{DISK}/model")
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +123,11 @@ def test_both_train_what_one_does(machines, alone, trained, say):
 
 def test_a_node_without_the_data_is_named(machines, trained):
     a, b, *_ = machines
-    shard = b.file("/tmp/data/pairs/00003.tar")
+    shard = b.file(f"{DISK}/data/pairs/00003.tar")
     shard.rename(shard.with_suffix(".away"))
-    said = a.clipray(*training("/tmp/other"), timeout=LIMIT_S, fails=True)
+    said = a.clipray(*training(f"{DISK}/other"), timeout=LIMIT_S, fails=True)
     shard.with_suffix(".away").rename(shard)
-    assert "/tmp/data/pairs/00003.tar: not there (1 of 6 shards)" in said
+    assert f"{DISK}/data/pairs/00003.tar: not there (1 of 6 shards)" in said
     assert "[on node 'clipray-b']" in said
 
 
@@ -137,15 +137,16 @@ def indices(machines, trained):
     a, b, desk, other = machines
     desk.send(MODEL, other)
     for name in ("pairs", "more"):
-        embed = ["embed", "--input", f"/tmp/data/{name}", "--output", f"/tmp/emb/{name}"]
+        embed = ["embed", "--input", f"{DISK}/data/{name}", "--output", f"{DISK}/emb/{name}"]
         other.clipray(*embed, "--model", MODEL, timeout=LIMIT_S)
     other.send(MODEL, a)
     for host in (a, b):
-        other.send("/tmp/emb", host)
-    build = ["index", "build", "--embeddings", "/tmp/emb/pairs", "--index", "/tmp/idx", "--method",
+        other.send(f"{DISK}/emb", host)
+    places = ["--embeddings", f"{DISK}/emb/pairs", "--index", f"{DISK}/idx"]
+    build = ["index", "build", *places, "--method",
              "Flat", "--shards", 4, "--modality", "image"]  # fmt: skip
-    remove = ["index", "remove", "--index", "/tmp/idx", *GONE]
-    append = ["index", "append", "--index", "/tmp/idx", "--embeddings", "/tmp/emb/more"]
+    remove = ["index", "remove", "--index", f"{DISK}/idx", *GONE]
+    append = ["index", "append", "--index", f"{DISK}/idx", "--embeddings", f"{DISK}/emb/more"]
     other.clipray(*build, timeout=LIMIT_S)
     a.clipray(*build, "--placement", "node", timeout=LIMIT_S)
     for host in (a, other):
@@ -155,17 +156,17 @@ def indices(machines, trained):
 
 def test_shards_stay_on_both_disks_and_change_there(machines, indices, say):
     a, b, _, other = machines
-    newest, whole = (IndexFolder(host.file("/tmp/idx")).read() for host in (a, other))
+    newest, whole = (IndexFolder(host.file(f"{DISK}/idx")).read() for host in (a, other))
     homes = {shard.node for shard in newest.shards}
     assert homes == {a.name, b.name}
     assert (newest.version, newest.rows) == (whole.version, 110)
     for host in (a, b):
-        there = {path.name for path in host.file("/tmp/idx/segments").iterdir()}
+        there = {path.name for path in host.file(f"{DISK}/idx/segments").iterdir()}
         mine = [shard for shard in newest.shards if shard.node == host.name]
         assert {segment.id for shard in mine for segment in shard.segments} <= there
         assert sum(shard.rows for shard in mine) > 0
         say(f"{host.name}: {sum(shard.rows for shard in mine)} rows in {len(mine)} shards")
-    assert not b.file("/tmp/idx/manifests").exists()
+    assert not b.file(f"{DISK}/idx/manifests").exists()
 
 
 def test_one_query_is_answered_from_both_disks(machines, indices):
@@ -180,7 +181,7 @@ def test_one_query_is_answered_from_both_disks(machines, indices):
 def url(machines, indices):
     """Served by a command on the first machine."""
     a, *_ = machines
-    serve = ["serve", "--index", "/tmp/idx", "--host", a.address, "--public", "--watch-s", 0]
+    serve = ["serve", "--index", f"{DISK}/idx", "--host", a.address, "--public", "--watch-s", 0]
     with a.begin(*serve, stderr=subprocess.DEVNULL) as process:
         url = f"http://{a.address}:8000"
         wait_until(lambda: coverage(machines, url) == [], LIMIT_S)
@@ -221,7 +222,7 @@ def test_a_third_machine_gets_the_answers_of_one_alone(machines, url):
 
 def test_a_machine_that_is_lost_is_told_and_comes_back(machines, url, say):
     a, b, *_ = machines
-    records = IndexFolder(a.file("/tmp/idx")).read().shards
+    records = IndexFolder(a.file(f"{DISK}/idx")).read().shards
     theirs = [number for number, shard in enumerate(records) if shard.node == b.name]
     b.crash()
     began = time.monotonic()
@@ -234,7 +235,7 @@ def test_a_machine_that_is_lost_is_told_and_comes_back(machines, url, say):
 
 
 def search(host, *query, k):
-    asked = ["search", "--index", "/tmp/idx", "-k", k, "--json", *query]
+    asked = ["search", "--index", f"{DISK}/idx", "-k", k, "--json", *query]
     return rows_of(json.loads(host.clipray(*asked, stderr=subprocess.DEVNULL))["matches"])
 
 

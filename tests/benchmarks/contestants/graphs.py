@@ -18,10 +18,10 @@ faiss.omp_set_num_threads(1)
 class Hnswlib:
     def __init__(self, links):
         self.links = links
-        self.library = import_module("hnswlib")
+        self.peer = import_module("hnswlib")
 
     def build(self, rows):
-        self.index = self.library.Index(space="ip", dim=rows.shape[1])
+        self.index = self.peer.Index(space="ip", dim=rows.shape[1])
         self.index.init_index(len(rows), M=self.links, ef_construction=200)
         self.index.set_num_threads(1)
         self.index.add_items(rows)
@@ -34,10 +34,10 @@ class Hnswlib:
 class Usearch:
     def __init__(self, kind):
         self.kind = kind
-        self.library = import_module("usearch.index")
+        self.peer = import_module("usearch.index")
 
     def build(self, rows):
-        self.index = self.library.Index(
+        self.index = self.peer.Index(
             ndim=rows.shape[1], metric="ip", dtype=self.kind, connectivity=16
         )
         self.index.add(np.arange(len(rows)), rows, threads=1)
@@ -61,10 +61,10 @@ class Autofaiss:
     """It chooses the index and its effort; the effort that is asked for is not heard."""
 
     def __init__(self):
-        self.library = import_module("autofaiss")
+        self.peer = import_module("autofaiss")
 
     def build(self, rows):
-        self.index, told = self.library.build_index(
+        self.index, told = self.peer.build_index(
             rows, save_on_disk=False, metric_type="ip", nb_cores=1, verbose=40
         )
         return {"chosen": f"{told['index_key']} {told['index_param']}"}
