@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -193,7 +194,7 @@ def _configure_logging() -> None:
 
 def _split(given: Sequence[str]) -> tuple[str | None, list[str]]:
     for length in (2, 1):
-        name = " ".join(word for word in given[:length] if not word.startswith("-"))
+        name = " ".join(takewhile(lambda word: not word.startswith("-"), given[:length]))
         if name in COMMANDS:
             rest = list(given[len(name.split()) :])
             asks_help = {"-h", "--help"} & set(rest)  # even where something is missing
@@ -222,8 +223,8 @@ def _no_command(given: Sequence[str]) -> int:
         parser.print_help(sys.stderr)
         return 2
     known = ", ".join(name for name in COMMANDS if name.startswith(f"{given[0]} "))
-    if known and len(given) > 1 and not given[1].startswith("-"):
-        parser.error(f"'{given[0]} {given[1]}' is no command; there are: {known}")
+    if known:
+        parser.error(f"'{' '.join(given[:2])}' is no command; there are: {known}")
     parser.parse_args(given)
     return 2
 

@@ -116,6 +116,8 @@ def wrong_uses(flat_index, photos, model, tmp_path):
         (("search", "--index", flat_index, "--txt", "a"), "unrecognized arguments"),
         (("index", "build", "--embeddings", photos, "--index", out), "no embeddings folder"),
         (("index", "built"), "'index built' is no command"),
+        (("index",), "'index' is no command; there are: index build"),
+        (("-v", "search"), "unrecognized arguments: -v"),
         (("indexx",), "invalid choice"),
         ((), "usage"),
         (("serve", "--index", tmp_path / "none"), "no index folder"),
