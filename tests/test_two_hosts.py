@@ -139,8 +139,8 @@ def indices(machines, trained):
     for name in ("pairs", "more"):
         embed = ["embed", "--input", f"{DISK}/data/{name}", "--output", f"{DISK}/emb/{name}"]
         other.clipray(*embed, "--model", MODEL, timeout=LIMIT_S)
-    other.send(MODEL, a)
     for host in (a, b):
+        other.send(MODEL, host)
         other.send(f"{DISK}/emb", host)
     places = ["--embeddings", f"{DISK}/emb/pairs", "--index", f"{DISK}/idx"]
     build = ["index", "build", *places, "--method",
@@ -182,9 +182,14 @@ def url(machines, indices):
     """Served by a command on the first machine."""
     a, *_ = machines
     serve = ["serve", "--index", f"{DISK}/idx", "--host", a.address, "--public", "--watch-s", 0]
-    with a.begin(*serve, stderr=subprocess.DEVNULL) as process:
-        url = f"http://{a.address}:8000"
-        wait_until(lambda: coverage(machines, url) == [], LIMIT_S)
+    said, url = a.file(f"{DISK}/serve-said"), f"http://{a.address}:8000"
+
+    def answers():
+        assert process.poll() is None, said.read_text()[-4000:]
+        return coverage(machines, url) == []
+
+    with said.open("w") as stream, a.begin(*serve, stderr=stream) as process:
+        wait_until(answers, LIMIT_S)
         yield url
         a.signal(SIGINT)
         process.wait()

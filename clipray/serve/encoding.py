@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipray import nodes, probe
-from clipray.encoder import open_encoder
+from clipray.encoder import Encoder, open_encoder
 from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
@@ -25,6 +25,7 @@ class EncoderReplica:
 
     Raises:
         MismatchError: when the model is not the one the indices were built with.
+        ModelError: it cannot be loaded on this node.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class EncoderReplica:
     ) -> None:
         host = inside or nodes.own_address()
         self._exchange = Exchange(self, ("encode_texts", "encode_images"), host)
-        self._encoder = open_encoder(source, options)
+        self._encoder = _opened(source, options)
         expected.require(self._encoder.identity, "the model of the service")
         self._running = asyncio.Lock()  # two batches at once would only take turns
         # The first call of a tower is slow; an exported model may have one of the two alone.
@@ -81,3 +82,15 @@ class EncoderReplica:
             return self._encoder.pixels(data)
         except ClipRayError as error:
             return error
+
+
+def _opened(source: ModelSource, options: EncoderOptions) -> Encoder:
+    try:
+        return open_encoder(source, options)
+    except ModelError as error:
+        if len(list(nodes.present())) == 1:
+            raise
+        raise ModelError(
+            f"{error} [on node '{nodes.here()}'; every node may get the encoder of a service, so "
+            "its model must be there on all, at the same path or under open_clip's name]"
+        ) from None
