@@ -8,13 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from tests.conftest import ARCHITECTURE
-from tests.drawing import drawings, write_folder, write_shards
+from tests.drawing import drawings, write_folder, write_member, write_shards
 from tests.handmade import build_index
 from tests.heads import Head, free_ports
 from tests.paddle.galleries import FILE as PADDLE_QUERIES
@@ -41,14 +42,17 @@ _CHANGES = (
     (r"\b127\.0\.0\.1:8000\b", "127.0.0.1:{port}"),
     (r"\bport: 8000\b", "port: {port}"),
     (r"/etc/clipray\b", "{here}"),
+    (r"\bphotos/00012\b", "shards/000000000"),  # a row of IDX
 )
 
 # A service goes behind, on a free port, until the next one or the end; HTTP errors are errors.
+# What is deployed is taken down in the end.
 _PRELUDE = """\
 set -euo pipefail
-service=
+service= deployed=
 ended() { [ -z "$service" ] || { kill "$service" && wait "$service" || true; }; service=; }
-trap ended EXIT
+over() { ended; [ -z "$deployed" ] || command serve shutdown --yes --address "$deployed"; }
+trap over EXIT
 behind() {
   ended
   "$@" & service=$!
@@ -66,6 +70,7 @@ clipray() {
 serve() {
   case $1 in
     run) behind env -u RAY_ADDRESS serve "$@" ;;
+    deploy) command serve "$@"; deployed=$4 ;;
     *) command serve "$@" ;;
   esac
 }
@@ -156,7 +161,7 @@ class Place:
         text = text.replace("\\\n", " ")
         for names, make in _FURNITURE.items():
             for name in names.split():
-                made = rf"(--output|--work|--to|index build .*--index)[ =](\S*/)?{name}(?![\w/])"
+                made = rf"{_MAKES}[ =](\S*/)?{re.escape(name)}(?![\w/])"
                 place = self._folder / name
                 if re.search(rf"\b{re.escape(name)}\b", text) and not re.search(made, text):
                     make(self, place)
@@ -239,6 +244,18 @@ class Place:
     def query_file(self, path: Path) -> None:
         shutil.copy(PADDLE_QUERIES, path)
 
+    def laion(self, path: Path) -> None:
+        """Shards whose rows have more columns; some rows are to be left out."""
+        path.mkdir(parents=True)
+        for number in range(3):
+            with tarfile.open(path / f"{number:05d}.tar", "w") as tar:
+                for place, drawing in enumerate(drawings(16)):
+                    key = f"{number:05d}{place:04d}"
+                    flag = "NSFW" if place % 4 == 0 else "UNLIKELY"
+                    row = {"key": key, "caption": drawing.caption, "width": 512, "NSFW": flag}
+                    write_member(tar, f"{key}.json", json.dumps(row).encode())
+                    write_member(tar, f"{key}.png", drawing.png)
+
     def bucket(self, path: Path) -> None:
         write_shards(path, 48)
 
@@ -260,6 +277,8 @@ _SMALLER = {
     "CLIP_vit_base_patch32_224_with_TextEncoder": "paddle.json",
 }
 
+_MAKES = r"(--output|--work|--to|index(\.py)? build .*--index)"
+
 _FURNITURE = {
     "tiny.json": Place.architecture,
     "PHOTOS": Place.photos,
@@ -280,7 +299,8 @@ _FURNITURE = {
     "IDX_TEXTS": Place.captions,
     "CLIP.yaml": Place.training_file,
     "inference_clip.yaml": Place.query_file,
-    "bucket/laion bucket/shards": Place.bucket,
+    "bucket/laion": Place.laion,
+    "bucket/shards": Place.bucket,
     "bucket/idx replicated.yaml autoscaling.yaml gpu.yaml": Place.published,
     "serve_configs/local.yaml": Place.demo,
 }
