@@ -56,9 +56,11 @@ trap over EXIT
 behind() {
   ended
   "$@" & service=$!
+  set +x
   until command curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null; do
     kill -0 "$service"; sleep 0.3
   done
+  set -x
 }
 clipray() {
   case " $* " in
@@ -208,7 +210,7 @@ class Place:
         path.write_text("{}\na drawing of {}\n", encoding="utf-8")
 
     def keys(self, path: Path) -> None:
-        path.write_text("PHOTOS/even/0000\nshards/000000000\n", encoding="utf-8")
+        path.write_text("PHOTOS/even/0000.png\nshards/000000000\n", encoding="utf-8")
 
     def token(self, path: Path) -> None:
         path.write_text(self._environment["RAY_AUTH_TOKEN"], encoding="utf-8")
