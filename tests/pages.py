@@ -79,8 +79,10 @@ def named(words: list[str], *names: str) -> Iterator[list[str]]:
         yield from named(words[words.index("--") + 1 :], *names)
     if words[0] in names:
         yield words[1:]
-    elif words[0] == "python" and "clipray" in names and words[1].startswith("jobs/"):
-        yield [Path(words[1]).stem, *words[2:]]
+    elif "clipray" in names and (
+        script := re.fullmatch(r"python jobs/(\w+)\.py", " ".join(words[:2]))
+    ):
+        yield [script[1], *words[2:]]
 
 
 def _bare(words: list[str]) -> list[str]:
