@@ -42,6 +42,13 @@ class Block:
     def where(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def typed(self) -> str:
+        """What somebody types of it; in a console that is what stands behind `$`."""
+        if self.language == "console":
+            return "".join(re.findall(r"^\$ ((?:.*\\\n)*.*\n)", self.text, re.MULTILINE))
+        return self.text if self.language == "sh" else ""
+
 
 def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")

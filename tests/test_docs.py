@@ -122,11 +122,32 @@ def test_clipray_takes_the_options_of_every_command(page, tmp_path):
     for block in blocks(page):
         if name := file_of(block):
             (tmp_path / name).write_text(block.text, encoding="utf-8")
-    for block in blocks(page):
-        if block.language == "sh":
-            for words in commands(block.text):
-                for arguments in named(words, "clipray"):
-                    taken(arguments, [ROOT, tmp_path])
+    for words in typed(blocks(page)):
+        for arguments in named(words, "clipray"):
+            taken(arguments, [ROOT, tmp_path])
+
+
+def test_what_is_shown_with_its_output_is_run_too():
+    """With other values perhaps, and more options."""
+    run = list(shapes([block for page in PAGES for block in run_here(page)]))
+    for block in ALL:
+        if block.language == "console":
+            for verb, options in shapes([block]):
+                assert any(verb == known and options <= more for known, more in run), block.where
+
+
+def shapes(found: list[Block]) -> Iterator[tuple[str, set[str]]]:
+    """Of each clipray command its verb, and the names of its options."""
+    for words in typed(found):
+        for arguments in named(words, "clipray"):
+            verb, rest = cli._split(arguments)
+            yield verb, {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+
+
+def typed(found: list[Block]) -> Iterator[list[str]]:
+    """The words of all commands."""
+    for block in found:
+        yield from commands(block.typed)
 
 
 def taken(arguments: list[str], folders) -> None:
@@ -160,7 +181,7 @@ def without_blocks(text: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_ray_takes_the_options_of_every_command(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         for program, group in (("ray", ray_cli), ("serve", serve_cli)):
             for arguments in named(words, program):
                 name, *rest = (re.sub(r"\$\w+_PORT", "8000", word) for word in arguments)
@@ -170,15 +191,9 @@ def test_ray_takes_the_options_of_every_command(page):
                 command.make_context(name, rest)
 
 
-def shell_words(page: str) -> Iterator[list[str]]:
-    for block in blocks(page):
-        if block.language == "sh":
-            yield from commands(block.text)
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_files_of_the_repository_that_a_command_names_exist(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         for word in words:
             if re.fullmatch(r"(?:clipray|jobs|serve_configs|cluster|tests)/[\w./-]+", word):
                 assert (ROOT / word).exists(), word
@@ -187,14 +202,14 @@ def test_files_of_the_repository_that_a_command_names_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_make_has_every_target(page):
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         if words[0] == "make":
             assert set(words[1:]) <= set(targets)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_that_are_run_have_the_options(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         if words[:2] == ["python", "-m"]:
             command = [sys.executable, *words[1:3], "--help"]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -204,7 +219,7 @@ def test_modules_that_are_run_have_the_options(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_sent_to_the_service_is_a_query(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         if words[0] == "curl" and "-d" in words:
             body = json.loads(words[words.index("-d") + 1])
             if any(word.endswith("/search") for word in words):
