@@ -42,6 +42,13 @@ class Block:
     def where(self) -> str:
         return f"{self.page}:{self.line}"
 
+    @property
+    def typed(self) -> str:
+        """What somebody types of it; in a console that is what stands behind `$`."""
+        if self.language == "console":
+            return "".join(re.findall(r"^\$ ((?:.*\\\n)*.*\n)", self.text, re.MULTILINE))
+        return self.text if self.language == "sh" else ""
+
 
 def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
@@ -79,8 +86,10 @@ def named(words: list[str], *names: str) -> Iterator[list[str]]:
         yield from named(words[words.index("--") + 1 :], *names)
     if words[0] in names:
         yield words[1:]
-    elif words[0] == "python" and "clipray" in names and words[1].startswith("jobs/"):
-        yield [Path(words[1]).stem, *words[2:]]
+    elif "clipray" in names and (
+        script := re.fullmatch(r"python jobs/(\w+)\.py", " ".join(words[:2]))
+    ):
+        yield [script[1], *words[2:]]
 
 
 def _bare(words: list[str]) -> list[str]:

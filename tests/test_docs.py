@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,9 +14,10 @@ from ray.serve.scripts import cli as serve_cli
 from clipray import cli
 from clipray.config import load_config
 from clipray.query import Query
+from tests.furniture import Stock
 from tests.heads import head
 from tests.pages import PAGES, ROOT, Block, blocks, commands, named, read
-from tests.walkthrough import Place, is_file
+from tests.walkthrough import Place, file_of
 
 LANGUAGES = {"sh", "python", "yaml", "json", "text", "console", ""}
 RUN = {"sh", "python"}
@@ -51,14 +53,19 @@ def run_here(page: str) -> list[Block]:
     found = [
         block
         for block in blocks(page)
-        if (block.language in RUN or is_file(block)) and not elsewhere(block)
+        if (block.language in RUN or file_of(block)) and not elsewhere(block)
     ]
     return found if any(block.language in RUN for block in found) else []
 
 
 WALKED = [page for page in PAGES if run_here(page)]
-ALL = [pytest.param(block, id=block.where) for page in PAGES for block in blocks(page)]
-SHELL = [param for param in ALL if param.values[0].language == "sh"]
+ALL = [block for page in PAGES for block in blocks(page)]
+SHELL = [pytest.param(block, id=block.where) for block in ALL if block.language == "sh"]
+CODE = [
+    pytest.param(block, id=block.where)
+    for block in ALL
+    if block.language in {"python", "yaml", "json"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +74,19 @@ def cluster():
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def stock(model, embeddings, cluster):
+    return Stock(model, embeddings, cluster.environment["RAY_AUTH_TOKEN"])
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("page", WALKED)
-def test_every_command_of_the_page_runs(page, cluster, model, embeddings, tmp_path_factory):
+def test_every_command_of_the_page_runs(page, cluster, stock, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "clipray"
-    went = Place(folder, model, embeddings, cluster).walk(run_here(page))
+    went = Place(folder, stock, cluster).walk(run_here(page))
     assert went.code == 0, went.said[-8000:]
-    told = [block.where for block in run_here(page) if f": ==== {block.where}\n" not in went.said]
-    assert told == []
+    for block in run_here(page):  # also where one of them ends the shell
+        assert f": ==== {block.where}\n" in went.said
 
 
 # Without running them
@@ -107,14 +119,35 @@ def test_the_shell_takes_every_block(block):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_clipray_takes_the_options_of_every_command(page, tmp_path):
-    files = {block.text.split()[1]: block.text for block in blocks(page) if is_file(block)}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
     for block in blocks(page):
-        if block.language == "sh":
-            for words in commands(block.text):
-                for arguments in named(words, "clipray"):
-                    taken(arguments, [ROOT, tmp_path])
+        if name := file_of(block):
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+    for words in typed(blocks(page)):
+        for arguments in named(words, "clipray"):
+            taken(arguments, [ROOT, tmp_path])
+
+
+def test_what_is_shown_with_its_output_is_run_too():
+    """With other values perhaps, and more options."""
+    run = list(shapes([block for page in PAGES for block in run_here(page)]))
+    for block in ALL:
+        if block.language == "console":
+            for verb, options in shapes([block]):
+                assert any(verb == known and options <= more for known, more in run), block.where
+
+
+def shapes(found: list[Block]) -> Iterator[tuple[str, set[str]]]:
+    """Of each clipray command its verb, and the names of its options."""
+    for words in typed(found):
+        for arguments in named(words, "clipray"):
+            verb, rest = cli._split(arguments)
+            yield verb, {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+
+
+def typed(found: list[Block]) -> Iterator[list[str]]:
+    """The words of all commands."""
+    for block in found:
+        yield from commands(block.typed)
 
 
 def taken(arguments: list[str], folders) -> None:
@@ -148,7 +181,7 @@ def without_blocks(text: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_ray_takes_the_options_of_every_command(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         for program, group in (("ray", ray_cli), ("serve", serve_cli)):
             for arguments in named(words, program):
                 name, *rest = (re.sub(r"\$\w+_PORT", "8000", word) for word in arguments)
@@ -158,37 +191,48 @@ def test_ray_takes_the_options_of_every_command(page):
                 command.make_context(name, rest)
 
 
-def shell_words(page: str) -> Iterator[list[str]]:
-    for block in blocks(page):
-        if block.language == "sh":
-            yield from commands(block.text)
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_repository_that_a_command_names_exist(page):
+    for words in typed(blocks(page)):
+        for word in words:
+            if re.fullmatch(r"(?:clipray|jobs|serve_configs|cluster|tests)/[\w./-]+", word):
+                assert (ROOT / word).exists(), word
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_of_the_repository_that_a_command_names_exist(page):
-    folders = r"(?:clipray|jobs|serve_configs|cluster|tests)/[\w./-]+\.(?:py|yaml|json|md|txt)"
-    for words in shell_words(page):
-        for word in words:
-            if re.fullmatch(folders, word):
-                assert (ROOT / word).is_file(), word
+def test_make_has_every_target(page):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for words in typed(blocks(page)):
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_that_are_run_have_the_options(page):
+    for words in typed(blocks(page)):
+        if words[:2] == ["python", "-m"]:
+            command = [sys.executable, *words[1:3], "--help"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            options = {word for word in words[3:] if word.startswith("--")}
+            assert options <= set(re.findall(r"--[\w-]+", done.stdout)), words
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_sent_to_the_service_is_a_query(page):
-    for words in shell_words(page):
+    for words in typed(blocks(page)):
         if words[0] == "curl" and "-d" in words:
             body = json.loads(words[words.index("-d") + 1])
             if any(word.endswith("/search") for word in words):
                 assert Query.model_validate(body)
 
 
-@pytest.mark.parametrize("block", ALL)
+@pytest.mark.parametrize("block", CODE)
 def test_python_yaml_and_json_are_well_formed(block):
     if block.language == "python":
         compile(block.text, block.where, "exec")
     elif block.language == "yaml":
         assert list(yaml.safe_load_all(block.text))
-    elif block.language == "json":
+    else:
         json.loads(block.text)
 
 
