@@ -7,7 +7,7 @@ not known here.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ class PartSettings:
     modalities: tuple[Modality, ...]
     batch_size: int = 64
     decode_threads: int = 2
+    decode_processes: int = 0
     filter: Mapping[str, Any] | None = None
 
 
@@ -65,18 +66,19 @@ def prepare(
     """
 
     def work(entry: Entry) -> Prepared:
-        return _prepare(entry, settings, decode)
+        return prepare_one(entry, settings, decode)
 
     with ThreadPoolExecutor(settings.decode_threads) as pool:
-        yield from _ahead(pool, work, entries, 2 * settings.batch_size)
+        yield from ahead(pool, work, entries, 2 * settings.batch_size)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
+def ahead(
+    pool: Executor,
     work: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     window: int,
 ) -> Iterator[ResultT]:
+    """The results in the order of the items, of which a bounded number is in hand."""
     pending: deque[Future[ResultT]] = deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -86,7 +88,10 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _prepare(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]) -> Prepared:
+def prepare_one(
+    entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]
+) -> Prepared:
+    """Make one sample ready."""
     if entry.duplicate:
         return Prepared(entry, {}, rejection=f"{DUPLICATE}: it comes again in its shard")
     try:

@@ -245,14 +245,14 @@ class Trainer:
         return norm
 
     def _pixels(self, batch: Batch) -> Tensor:
-        images = batch.images.to(self._peers.device)
+        images = batch.images.to(self._peers.device, non_blocking=True)
         if self.done < self._recipe.augment_until * self._steps:
             images = augment(images, batch.seeds, self._recipe.augment)
         pixels = self._normalise(images)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _tokens(self, batch: Batch) -> Tensor:
-        return batch.tokens.to(self._peers.device)
+        return batch.tokens.to(self._peers.device, non_blocking=True)
 
     def _seed(self) -> int:
         """Of what is random inside the model: the same again when a step is made again."""
