@@ -233,7 +233,7 @@ def _check_name(name: str) -> None:
 def _check_pretrained(source: ModelSource) -> None:
     if source.name.startswith("hf-hub:"):
         return
-    tags = open_clip.list_pretrained_tags_by_model(source.name)
+    tags = open_clip.list_pretrained_tags_by_model(source.name.replace("/", "-"))
     known = f"a weights file or one of {', '.join(tags) or 'no tags'}"
     if not source.pretrained:
         raise ModelError(

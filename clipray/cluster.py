@@ -7,6 +7,7 @@ Otherwise a local one is started for the duration of a command, on loopback.
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from types import FrameType
 
 import ray
 
+from clipray.errors import ConfigError, UnavailableError
+
+ADDRESS = "RAY_ADDRESS"
+REACHED_S = 5.0
 OBJECT_STORE_BYTES = 256 << 20  # only paths and vectors travel, never pixels
 
 Handler = Callable[[int, FrameType | None], object]
@@ -36,6 +41,10 @@ def session(cpus: int = 2) -> Iterator[None]:
 
     Args:
         cpus: logical CPUs that a local cluster has at least.
+
+    Raises:
+        ConfigError: `RAY_ADDRESS` is that of a dashboard.
+        UnavailableError: nothing answers there.
     """
     if ray.is_initialized():
         yield
@@ -58,7 +67,7 @@ def resources() -> dict[str, float]:
 
 def is_remote() -> bool:
     """Whether commands use a running cluster, which outlives them."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return bool(os.environ.get(ADDRESS))
 
 
 def is_alone() -> bool:
@@ -66,8 +75,34 @@ def is_alone() -> bool:
     return not is_remote() and len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
 
 
+def require_answer(address: str) -> None:
+    """Refuse an address where no cluster listens; Ray itself would try for many minutes.
+
+    Args:
+        address: as `RAY_ADDRESS` has it.
+
+    Raises:
+        ConfigError: it is that of a dashboard.
+        UnavailableError: nothing answers there.
+    """
+    if address.startswith(("http://", "https://")):
+        told = f"{ADDRESS}={address} is the address of a dashboard; give the head's HOST:6379 here"
+        raise ConfigError(told)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # such as auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"nothing answers at {address} ({error}); start the head, name its address "
+            "(HOST:6379), or open that port in between"
+        ) from None
+
+
 def _start(cpus: int) -> None:
     if is_remote():
+        require_answer(os.environ[ADDRESS])
         with _stderr_on_failure():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return

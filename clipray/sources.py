@@ -64,8 +64,9 @@ def find_sources(inputs: Sequence[str]) -> Sources:
     for given in inputs:
         for source in _resolve(given, missing):
             if source.name in found:
+                rest = uri.split_name(given)[1]
                 raise InputError(
-                    f"two inputs are called '{source.name}'; name one: --input other={given}"
+                    f"two inputs are called '{source.name}'; name one: --input other={rest}"
                 )
             found[source.name] = source
     return Sources(tuple(found.values()), missing)

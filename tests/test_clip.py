@@ -109,9 +109,10 @@ def test_an_unknown_name_is_told_with_what_is_near():
         clip.load(source("no/such/folder"))
 
 
-def test_a_name_without_weights_is_told_with_its_tags():
-    with pytest.raises(ModelError, match=r"'ViT-B-32' has no weights: .*laion"):
-        clip.load(source("ViT-B-32"))
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B/32"])
+def test_a_name_without_weights_is_told_with_its_tags(name):
+    with pytest.raises(ModelError, match=f"'{name}' has no weights: .*laion"):
+        clip.load(source(name))
 
 
 @pytest.mark.parametrize(

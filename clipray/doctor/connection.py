@@ -1,15 +1,12 @@
 """Getting hold of a running cluster, with a reason where that fails."""
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from clipray import cluster
 from clipray.doctor.finding import Finding, problem
-
-REACHED_S = 5.0
-ADDRESS = "RAY_ADDRESS"
+from clipray.errors import ClipRayError
 
 
 class UnreachableError(Exception):
@@ -31,7 +28,7 @@ def connected(address: str) -> Iterator[None]:
         UnreachableError: it does not answer, or does not let this process in.
     """
     _require_listening(address)
-    os.environ[ADDRESS] = address
+    os.environ[cluster.ADDRESS] = address
     with ExitStack() as stack:
         try:
             stack.enter_context(cluster.session())
@@ -41,18 +38,10 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _require_listening(address: str) -> None:
-    """Ray itself would try for a minute."""
-    if address.startswith(("http://", "https://")):
-        found = f"{ADDRESS}={address} is the address of a dashboard"
-        raise UnreachableError(problem("cluster", found, "give the head's HOST:6379 here"))
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
-        return  # such as auto
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S).close()
-    except OSError as error:
-        found = f"nothing answers at {address} ({error})"
-        advice = "start the head, name its address (HOST:6379), or open that port in between"
+        cluster.require_answer(address)
+    except ClipRayError as error:
+        found, _, advice = str(error).partition("; ")
         raise UnreachableError(problem("cluster", found, advice)) from error
 
 
