@@ -100,6 +100,7 @@ def export(config: ExportConfig) -> ExportReport:
 
     Raises:
         ModelError: the model cannot be loaded or exported, or a variant strays too far.
+        InputError: no pictures to measure on.
         OutputError: the output holds something.
     """
     if storage.occupied(config.output):
