@@ -73,8 +73,10 @@ class Entry:
 
     def copied(self, copy: Path) -> Self:
         """The same, read from a local copy of its shard."""
-        members = {"image": self.image, "text": self.text, "record": self.record}
-        return replace(self, **{k: replace(v, copy=copy) for k, v in members.items() if v})
+        image, text, record = (
+            place and replace(place, copy=copy) for place in (self.image, self.text, self.record)
+        )
+        return replace(self, image=image, text=text, record=record)
 
     def read_image(self) -> bytes:
         """The image file; longer ones are cut just past the limit, which `decode` then refuses."""
