@@ -1,7 +1,7 @@
 """Pictures and captions as vectors: from captioned data, an embeddings folder, or an index."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from clipray import uri
 from clipray.embeddings import KEY_COLUMN, Halves, Parts
 from clipray.encoder import Encoder
 from clipray.errors import InputError
 from clipray.evaluate.sample import Row, place_of
-from clipray.prepare import AtHand, PartSettings, Prepared, prepare
-from clipray.samples import Entry, Location
+from clipray.prepare import PartSettings, Prepared, prepare
+from clipray.samples import Location
 from clipray.training.evaluation import find_entries, spread
-from clipray.training.shelf import Shelf
-from clipray.uri import AnyPath
+from clipray.training.features import copies_at_hand
 
 BATCH = 64
 THREADS = 2
-COPIES = 2  # of remote shards, at once
 
 Vectors = NDArray[np.float32]
 
@@ -111,29 +108,13 @@ def encoded(
     """
     entries = spread(find_entries(inputs), limit)
     settings = PartSettings(("image",), BATCH, THREADS)
-    samples = prepare(entries, settings, encoder.pixels, _at_hand(limit))
+    at_hand = copies_at_hand() if limit is None else nullcontext
+    samples = prepare(entries, settings, encoder.pixels, at_hand)
     for _ in tqdm(range(0, len(entries), BATCH), desc="encode", unit="batch"):
         batch = list(islice(samples, BATCH))
         usable = [sample.pixels for sample in batch if sample.pixels is not None]
         vectors = iter(encoder.encode_images(usable) if usable else ())
         yield [(one, None if one.pixels is None else next(vectors)) for one in batch]
-
-
-def _at_hand(limit: int | None) -> AtHand:
-    """Remote shards are fetched whole where all their samples are wanted."""
-    if limit is not None:
-        return nullcontext
-    shelf = Shelf[AnyPath, Path](uri.fetched, COPIES)
-
-    @contextmanager
-    def at_hand(entry: Entry) -> Iterator[Entry]:
-        if entry.shard is None or uri.is_local(entry.shard):
-            yield entry
-            return
-        with shelf.take(entry.shard) as copy:
-            yield entry.copied(copy)
-
-    return at_hand
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Vectors:

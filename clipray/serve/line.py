@@ -56,7 +56,7 @@ class Line:
         self._options = options
         self._trial: asyncio.Future[Any] | None = None  # whether it answers again
         self._away = False  # for longer than one trial, and not answered twice since
-        self._usual_s = 0.0
+        self._took_s = 0.0
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """What the group answers.
@@ -77,7 +77,7 @@ class Line:
 
     @property
     def _patience_s(self) -> float:
-        patience_s = max(self._options.patience_s, 3 * self._usual_s)
+        patience_s = max(self._options.patience_s, 3 * self._took_s)
         return min(patience_s, self._options.deadline_s)
 
     async def _timed(self, seconds: float, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -90,7 +90,7 @@ class Line:
         except Exception as error:
             self._failed(error)
             raise UnavailableError(f"{self.name} does not answer") from error
-        self._usual_s = asyncio.get_running_loop().time() - began
+        self._took_s = asyncio.get_running_loop().time() - began
         self._answers()
         return answer
 
