@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from clipray import filters
@@ -19,6 +20,8 @@ from clipray.samples import Entry
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+AtHand = Callable[[Entry], AbstractContextManager[Entry]]
 
 DUPLICATE = "duplicate key"
 
@@ -55,7 +58,10 @@ class Prepared:
 
 
 def prepare(
-    entries: Iterable[Entry], settings: PartSettings, decode: Callable[[bytes], Pixels]
+    entries: Iterable[Entry],
+    settings: PartSettings,
+    decode: Callable[[bytes], Pixels],
+    at_hand: AtHand = nullcontext,
 ) -> Iterator[Prepared]:
     """Make samples ready, in their order.
 
@@ -63,10 +69,11 @@ def prepare(
         entries: samples by name.
         settings: what is asked of a sample, and how many threads there are.
         decode: image file → pixels; thread-safe, raises `ImageError`.
+        at_hand: gives a sample as it is read within the block; thread-safe, raises `OSError`.
     """
 
     def work(entry: Entry) -> Prepared:
-        return prepare_one(entry, settings, decode)
+        return prepare_one(entry, settings, decode, at_hand)
 
     with ThreadPoolExecutor(settings.decode_threads) as pool:
         yield from ahead(pool, work, entries, 2 * settings.batch_size)
@@ -89,13 +96,25 @@ def ahead(
 
 
 def prepare_one(
-    entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]
+    entry: Entry,
+    settings: PartSettings,
+    decode: Callable[[bytes], Pixels],
+    at_hand: AtHand = nullcontext,
 ) -> Prepared:
-    """Make one sample ready."""
+    """One sample, as `prepare` makes many."""
+    began = time.perf_counter()
+    prepared = _prepare(entry, settings, decode, at_hand)
+    return replace(prepared, entry=entry, seconds=time.perf_counter() - began)
+
+
+def _prepare(
+    entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels], at_hand: AtHand
+) -> Prepared:
     if entry.duplicate:
         return Prepared(entry, {}, rejection=f"{DUPLICATE}: it comes again in its shard")
     try:
-        return _read(entry, settings, decode)
+        with at_hand(entry) as here:
+            return _read(here, settings, decode)
     except ImageError as error:
         return Prepared(entry, {}, rejection=str(error))
     except OSError as error:
@@ -103,7 +122,6 @@ def prepare_one(
 
 
 def _read(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]) -> Prepared:
-    began = time.perf_counter()
     columns = entry.read_columns()
     if settings.filter and not filters.accepts(settings.filter, columns):
         return Prepared(entry, columns, selected=False)
@@ -113,5 +131,4 @@ def _read(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels
         return Prepared(entry, columns)
     if entry.image is None:
         return Prepared(entry, columns, rejection="no image")
-    pixels = decode(entry.read_image())
-    return Prepared(entry, columns, pixels, seconds=time.perf_counter() - began)
+    return Prepared(entry, columns, decode(entry.read_image()))
