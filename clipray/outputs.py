@@ -7,9 +7,9 @@ is written there is lost, and no other node sees it.
 import json
 import os
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray gives it to what `ray job submit` starts
 
@@ -34,5 +34,11 @@ def _lasting(place: PlaceT) -> PlaceT:
     return place
 
 
-OutputPath = Annotated[Path, AfterValidator(_lasting)]
+def _folder(given: Any) -> Any:
+    if isinstance(given, str) and "://" in given:  # else a folder called `s3:` would be made
+        raise ValueError(f"expected a folder that this machine sees, found the URI {given}")
+    return given
+
+
+OutputPath = Annotated[Path, BeforeValidator(_folder), AfterValidator(_lasting)]
 OutputPlace = Annotated[str, AfterValidator(_lasting)]  # a path or a URI

@@ -83,9 +83,15 @@ def test_a_job_writes_nothing_into_the_package_it_was_shipped_in(monkeypatch, tm
     assert EmbedConfig(**given, output=Path("out")).output == Path("out")
 
 
+def test_a_folder_to_write_is_no_uri():
+    given = {"input": ("shards",), "model": "ViT-B-32", "output": "s3://bucket/embeddings"}
+    with pytest.raises(ConfigError, match=r"output: expected a folder .* s3://bucket/embeddings"):
+        load_config(EmbedConfig, options=given)
+
+
 def test_every_key_that_the_documentation_names_exists():
     kind, _ = COMMANDS["train"].load()
-    text = (JOBS / "README.md").read_text(encoding="utf-8")
+    text = (JOBS / "train.md").read_text(encoding="utf-8")
     sections = "loader|optim|loss|lock|evaluation|checkpoints|log|augment"
     named = set(re.findall(rf"\b({sections})\.(?!json\b)([a-z_]+)", text))
     assert len(named) > 10
