@@ -102,7 +102,7 @@ TRAIN = "train --input PHOTOS --output MODEL --model ViT-B-32"
         (f"{EMBED} none {B32}", "PATH: no such folder or file"),
         (f"{EMBED} none/* {B32}", "PATTERN: matches nothing"),
         (f"{EMBED} EMPTY {B32}", "PATH: no image and no .tar in it"),
-        (f"{EMBED} PHOTOS --input PHOTOS=EMPTY {B32}", "two inputs are called"),
+        (f"{EMBED} PHOTOS --input photos=EMPTY {B32}", "two inputs are called"),
         (f"{EMBED} none://x {B32}", "URI: cannot be opened"),
         (f"{EMBED} PHOTOS --model ViT-B-23", "model 'NAME': neither"),
         (f"{EMBED} PHOTOS --model ViT-B-32", "model 'NAME' has no weights"),
