@@ -150,8 +150,8 @@ def evaluated(config: EvaluateConfig, file: Path) -> Report:
     asked, newest = config.model_dump(mode="json"), Index.open(config.index).manifest
     there = read_json(Evaluation, file) if file.is_file() else None
     if there and (there.asked, there.created) == (asked, newest.created):
-        told = there.found.summary().replace("\n", ", ")
-        return Kept(place=str(file), told=told, code=there.found.exit_code)
+        told = there.found.summary().replace(":\n", ": ").replace("\n", ", ")
+        return Kept(place=str(file), told=" ".join(told.split()), code=there.found.exit_code)
     if config.report:
         withdraw(config.report.resolve(), asked)
     found = evaluate(config)
