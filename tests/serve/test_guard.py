@@ -134,6 +134,7 @@ def test_keys_come_from_files_and_environment_together(tmp_path, caplog):
         ("two words of a key\n", "a blank"),
         (ADMIN, "both"),
         ("schlüssel-schlüssel", "cannot be read"),
+        pytest.param("# a long file\n" * 80_000, "larger than", id="long"),
         (None, "cannot be read"),
     ],
 )
