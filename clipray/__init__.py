@@ -3,22 +3,21 @@
 Four verbs, four folders: `train` writes a model folder, `embed` an embeddings folder, `index` an
 index folder, `serve` answers from it. The verbs meet only on disk.
 
-Floors, imports only go down:
+Floors, imports only go down; pyproject has the exact order:
 
-6. `cli`, `demo`
-5. `serve`, `paddle`, `evaluate`, `search`
-4. `train`, `embed`, `index`, `export`, `client`; `fleet`, `nodes`, `desk`, and `cluster`, the one
-   place that starts Ray
-3. `part`, `training`, `account`; `encoder`, `prepare`, `rows`; `torch_encoder`, `onnx_encoder`,
-   `onnx_graph`
-2. `clip`, `dataset`, `query`, `embeddings`, `packed`, `probe`
-1. `sources`, `shards`, `samples`, `masks`, `exported`, `pixels`; `manifest`, `images`, `texts`,
-   `tar`, `parquet`, `filters`, `report`, `tally`
-0. `config`, `matches`, `storage`, `uri`, `errors`
+6. `cli`; `demo`, `doctor`, `pipeline` with its `steps` and `sections`
+5. `serve`, `evaluate`, `paddle`, `capacity`; `search`
+4. `train`, `embed`, `index`, `export`, `client`; `fleet`; `room`, `lent`, `ranks`; `nodes`, `desk`,
+   `account`, and `cluster`, the one place that starts Ray
+3. `part`, `training`; `rows`, `encoder`; `torch_encoder`, `onnx_encoder`, `onnx_graph`, `prepare`
+2. `clip`, `dataset`, `query`, `embeddings`, `packed`, `probe`; `sources`, `shards`, `exported`,
+   `pixels`
+1. `samples`, `masks`, `duplicates`; `manifest`, `images`, `texts`, `tar`, `parquet`, `filters`,
+   `report`, `tally`, `preprocess`, `encoder_options`, `ending`
+0. `config`, `matches`, `storage`, `uri`, `outputs`, `errors`
 
-`index` has floors of its own, from its commands down to `index.manifest`; all but the commands and
-`index.tasks` lies below Ray. So has `training`, from `training.rank` down to `training.peers`, and
-it lies below Ray as a whole.
+`index`, `evaluate`, `doctor`, `capacity` and `training` have floors of their own. Of `index`, all
+but the commands and `index.tasks` lies below Ray, and so does `training` as a whole.
 """
 
 __version__ = "0.1.0"

@@ -27,6 +27,7 @@ from clipray.errors import ClipRayError, plain
 from clipray.report import Report
 
 INTERRUPTED = 130
+HELP = {"-h", "--help"}
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,7 @@ COMMANDS = {
         "clipray.index.remove", "IndexRemoveConfig", "remove", "remove rows by key, id or filter"
     ),
     "index compact": Command(
-        "clipray.index.compact",
-        "IndexCompactConfig",
-        "compact",
-        "drop dead rows, or cut shards anew",
+        "clipray.index.compact", "IndexCompactConfig", "compact", "drop dead rows, or recut shards"
     ),
     "index info": Command(
         "clipray.index.inspection", "IndexInfoConfig", "info", "what an index is"
@@ -197,7 +195,7 @@ def _split(given: Sequence[str]) -> tuple[str | None, list[str]]:
         name = " ".join(takewhile(lambda word: not word.startswith("-"), given[:length]))
         if name in COMMANDS:
             rest = list(given[len(name.split()) :])
-            asks_help = {"-h", "--help"} & set(rest)  # even where something is missing
+            asks_help = HELP & set(rest)  # even where something is missing
             return _by_option(name, rest), ["--help"] if asks_help else rest
     return None, list(given)
 
@@ -216,15 +214,19 @@ def _no_command(given: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clipray {__version__}")
+    first = given[0] if given else ""
+    family = [name for name in COMMANDS if name.startswith(f"{first} ")]
     commands = parser.add_subparsers(metavar="COMMAND", prog="clipray")
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.help)
+    for name in family or COMMANDS:
+        commands.add_parser(name, help=COMMANDS[name].help)
     if not given:
         parser.print_help(sys.stderr)
         return 2
-    known = ", ".join(name for name in COMMANDS if name.startswith(f"{given[0]} "))
-    if known:
-        parser.error(f"'{' '.join(given[:2])}' is no command; there are: {known}")
+    if family and given[1:] and HELP.issuperset(given[1:]):
+        parser.print_help()
+        return 0
+    if family:
+        parser.error(f"'{' '.join(given[:2])}' is no command; there are: {', '.join(family)}")
     parser.parse_args(given)
     return 2
 

@@ -16,7 +16,7 @@ from typing import Any
 from clipray import images, parquet, uri
 from clipray.errors import InputError
 from clipray.shards import FilesShard, FolderShard, ParquetShard, Shard, TarShard, TextShard
-from clipray.sources import LOOKUPS, Source, find_sources
+from clipray.sources import LOOKUPS, Source, find_sources, pictures_below
 from clipray.uri import AnyPath
 
 IMAGES_PER_SHARD = 1_000  # of a plain folder
@@ -55,8 +55,8 @@ def find_shards(inputs: Sequence[str], known: Mapping[str, Sequence[str]] | None
         shards.extend(found.shards)
         skipped.update(found.skipped)
     if not shards:
-        first = next(iter(skipped.items()), "no shard")
-        raise InputError(f"nothing to read in {', '.join(inputs)}: {first}")
+        told = "; ".join(f"{path}: {reason}" for path, reason in list(skipped.items())[:3])
+        raise InputError(f"nothing to read in {', '.join(inputs)}: {told or 'no shard'}")
     _require_distinct(shards)
     return Found(tuple(shards), skipped)
 
@@ -120,10 +120,8 @@ def _find_parquets(source: Source, names: Sequence[str]) -> Found:
 
 def _find_images(known: Mapping[str, Sequence[str]], source: Source, names: Sequence[str]) -> Found:
     if source.chosen is None:
-        paths = source.root.rglob("*")
-        inner = ((path, uri.below(path, source.root)) for path in paths)
-        names = sorted(name for path, name in inner if _is_image(name) and path.is_file())
-    images_ = [name for name in names if _is_image(name)]
+        names = pictures_below(source.root)
+    images_ = [name for name in names if images.is_picture(name)]
     kept = _kept(source, set(images_), known)
     taken = {name for members in kept for name in members}
     fresh = [name for name in images_ if name not in taken]
@@ -193,7 +191,3 @@ def _has_images(path: AnyPath) -> bool:
         return parquet.image_column(path) is not None
     except OSError:  # unfinished or damaged; another one tells
         return False
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in images.SUFFIXES

@@ -7,7 +7,7 @@ skipped, so a job that was stopped is simply run again.
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from clipray import cluster, nodes, room, storage
 from clipray.account import Account, EmbedReport
 from clipray.config import to_yaml
 from clipray.dataset import find_shards
+from clipray.decode_pool import DecodePool
 from clipray.embeddings import EmbeddingSettings, EmbeddingsFolder, EmbeddingsManifest
 from clipray.encoder import identify, open_encoder
 from clipray.encoder_options import EncoderOptions
@@ -69,7 +70,13 @@ class EmbedConfig(EncoderOptions):
         None,
         ge=1,
         description="threads of one actor that read and decode; by default 2, or its share of the "
-        "CPUs beside a GPU; give more where images are remote",
+        "CPUs beside a GPU; give more where images are remote, without decode_processes",
+    )
+    decode_processes: int | None = Field(
+        None,
+        ge=0,
+        description="decode in so many processes of one actor instead of its threads; by default "
+        "its share of the CPUs beside a GPU less one, else none",
     )
     max_reject_fraction: float = Field(
         1.0, ge=0, le=1, description="stop when more of the samples than this are rejected"
@@ -134,9 +141,11 @@ def _run_here(
 ) -> Generator[PartReport]:
     if not todo:
         return
-    encoder, tally = open_encoder(source, config), Tally()
-    shop = Workshop(_settings(config, DECODE_THREADS), folder, encoder, tick=tally.add)
-    with drawn(tally.total, _expected(todo), len(todo)) as bar:
+    settings, tally = _settings(config, DECODE_THREADS), Tally()
+    with ExitStack() as stack:
+        pool = stack.enter_context(DecodePool(settings)) if settings.decode_processes else None
+        shop = Workshop(settings, folder, open_encoder(source, config), pool=pool, tick=tally.add)
+        bar = stack.enter_context(drawn(tally.total, _expected(todo), len(todo)))
         for plan in todo:
             report = embed_shard(plan, shop)
             bar.finish(report.samples, sum(report.rejected.values()))
@@ -160,16 +169,18 @@ def _run_fleet(
             samples=samples,
             shards=len(todo),
         )
-        settings = _settings(config, fleet.decode_threads)
+        settings = _settings(config, fleet.decode_threads, fleet.decode_processes)
         arguments = (source, config, settings, folder.root)
         yield from run_fleet(todo, fleet, samples, arguments)
 
 
-def _settings(config: EmbedConfig, decode_threads: int) -> PartSettings:
+def _settings(config: EmbedConfig, threads: int, processes: int = 0) -> PartSettings:
+    given = config.decode_processes
     return PartSettings(
         modalities_of(config.modality),
         config.batch_size,
-        config.decode_threads or decode_threads,
+        config.decode_threads or threads,
+        processes if given is None else given,
         config.filter,
     )
 

@@ -100,6 +100,7 @@ def export(config: ExportConfig) -> ExportReport:
 
     Raises:
         ModelError: the model cannot be loaded or exported, or a variant strays too far.
+        InputError: no pictures to measure on.
         OutputError: the output holds something.
     """
     if storage.occupied(config.output):
@@ -198,7 +199,8 @@ def _variant(side: _Side, files: TowerFolder, precision: ExportPrecision) -> Var
     except Exception as error:  # the exporter raises whatever a model makes it raise
         told = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"its {side.tower} tower cannot be exported as {precision}: {told}"
+            f"model {side.model.source.name}: its {side.tower} tower cannot be exported as "
+            f"{precision}: {told}"
         ) from error
     run = OnnxTower(path, precision)
     found = np.concatenate([run(batch) for batch in side.batches])

@@ -17,6 +17,7 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy
 
 from clipray import room
+from clipray.decode_pool import DecodePool
 from clipray.embeddings import EmbeddingsFolder
 from clipray.encoder import open_encoder
 from clipray.encoder_options import EncoderOptions
@@ -53,6 +54,11 @@ class Fleet:
     def decode_threads(self) -> int:
         """Threads of one actor that decode, unless the user says how many."""
         return max(DECODE_THREADS, math.ceil(self.cpus))
+
+    @property
+    def decode_processes(self) -> int:
+        """Processes that decode instead, likewise: beside a GPU all its CPUs but one."""
+        return math.ceil(self.cpus) - 1 if self.gpus else 0
 
 
 def plan_fleet(
@@ -104,10 +110,11 @@ class ShardEncoder:
         root: Path,
         tally: Any,
     ) -> None:
+        pool = DecodePool(settings) if settings.decode_processes else None
         encoder = open_encoder(source, options)
         actor = str(ray.get_runtime_context().get_actor_id())
         folder = EmbeddingsFolder(root)
-        self._shop = Workshop(settings, folder, encoder, actor, tick=tally.add.remote)
+        self._shop = Workshop(settings, folder, encoder, actor, pool, tick=tally.add.remote)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Embed the one plan in `batch`."""

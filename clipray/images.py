@@ -5,6 +5,7 @@ transparency on white, 16 bits scaled to 8, first frame. Resizing for a model is
 """
 
 from io import BytesIO
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +25,11 @@ _DECODE_ERRORS = (
     MemoryError, ZeroDivisionError, RuntimeError, AttributeError, NotImplementedError,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is called like an image."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def decode(data: bytes, enough: int | None = None) -> Image.Image:

@@ -96,15 +96,6 @@ class Coverage:
     rows_total: int = 0
     missing: tuple[int, ...] = ()
 
-    def __add__(self, other: "Coverage") -> "Coverage":
-        return Coverage(
-            self.shards_total + other.shards_total,
-            self.shards_ok + other.shards_ok,
-            self.rows_searched + other.rows_searched,
-            self.rows_total + other.rows_total,
-            self.missing + other.missing,
-        )
-
     def to_json(self) -> dict[str, Any]:
         """As the HTTP API gives it."""
         return asdict(self) | {"missing": list(self.missing)}

@@ -179,11 +179,6 @@ def find(name: str) -> Node:
     return found[0]
 
 
-def scheduled_on(name: str) -> NodeAffinitySchedulingStrategy:
-    """Scheduling strategy of tasks and actors that must run on a node; see `find`."""
-    return NodeAffinitySchedulingStrategy(find(name).id, soft=False)
-
-
 def selector(name: str) -> dict[str, str]:
     """Label selector of replicas that must run on a node; Serve takes no scheduling strategy.
 

@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipray import storage
+from clipray.decode_pool import DecodePool
 from clipray.embeddings import EmbeddingsFolder, PartManifest
 from clipray.encoder import Encoder
 from clipray.errors import ClipRayError
 from clipray.manifest import FileRecord, Modality, write_json
 from clipray.prepare import PartSettings, Prepared, prepare
 from clipray.rows import category, metadata_table, rejected_lines
+from clipray.samples import Entry
 from clipray.shards import Shard
 
 ROW_GROUP = 10_000  # rows of a metadata file that are read at once
@@ -51,6 +53,7 @@ class Workshop:
         folder: where the parts go.
         encoder: gives the vectors.
         actor: whose it is, in the reports.
+        pool: processes that decode; threads do where there is none.
         turn: held while the encoder runs.
         tick: is told how many more samples are through.
     """
@@ -59,6 +62,7 @@ class Workshop:
     folder: EmbeddingsFolder
     encoder: Encoder
     actor: str = ""
+    pool: DecodePool | None = None
     turn: AbstractContextManager[Any] = field(default_factory=threading.Lock)
     tick: Callable[[int], object] = lambda count: None
 
@@ -143,7 +147,7 @@ def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Work
     draft = _Draft(chunks={name: [] for name in shop.settings.modalities})
     draft.seconds["list"] = time.time() - report.began
     clock = _Clock()
-    prepared = prepare(listing.entries, shop.settings, shop.encoder.pixels)
+    prepared = _prepared(listing.entries, shop)
     for batch in _batches(prepared, shop, draft, clock):
         _encode_rows(batch, draft, shop)
         clock.lap()
@@ -163,6 +167,12 @@ def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Work
         write_json(shop.folder.done(plan.part), done)
     draft.seconds["write"] = clock.lap()
     return replace(_counted(report, done), ended=time.time(), seconds=dict(draft.seconds))
+
+
+def _prepared(entries: Iterable[Entry], shop: Workshop) -> Iterator[Prepared]:
+    if shop.pool:
+        return shop.pool.prepare(entries, shop.encoder.pixels)
+    return prepare(entries, shop.settings, shop.encoder.pixels)
 
 
 class _Clock:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
-from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize, Resize
 from torchvision.transforms.v2.functional import resize
@@ -42,12 +41,6 @@ def pixel_reader(preprocess: Mapping[str, Any], decode: Decode = "exact") -> Rea
     if decode == "fast" and isinstance(steps[0], Resize):
         return _Fast(steps[0], steps[1:-1], int(np.max(preprocess["size"])))
     return _Exact(Compose(steps))
-
-
-def geometry(preprocess: Mapping[str, Any]) -> Callable[[Image], Image]:
-    """Resize and crop as the model wants it, without the step to floats."""
-    crop: Callable[[Image], Image] = Compose(_steps(preprocess))
-    return crop
 
 
 class Normaliser:

@@ -7,8 +7,9 @@ not known here.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from clipray import filters
@@ -20,6 +21,8 @@ from clipray.samples import Entry
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
+AtHand = Callable[[Entry], AbstractContextManager[Entry]]
+
 DUPLICATE = "duplicate key"
 
 
@@ -30,6 +33,7 @@ class PartSettings:
     modalities: tuple[Modality, ...]
     batch_size: int = 64
     decode_threads: int = 2
+    decode_processes: int = 0
     filter: Mapping[str, Any] | None = None
 
 
@@ -54,7 +58,10 @@ class Prepared:
 
 
 def prepare(
-    entries: Iterable[Entry], settings: PartSettings, decode: Callable[[bytes], Pixels]
+    entries: Iterable[Entry],
+    settings: PartSettings,
+    decode: Callable[[bytes], Pixels],
+    at_hand: AtHand = nullcontext,
 ) -> Iterator[Prepared]:
     """Make samples ready, in their order.
 
@@ -62,21 +69,23 @@ def prepare(
         entries: samples by name.
         settings: what is asked of a sample, and how many threads there are.
         decode: image file → pixels; thread-safe, raises `ImageError`.
+        at_hand: gives a sample as it is read within the block; thread-safe, raises `OSError`.
     """
 
     def work(entry: Entry) -> Prepared:
-        return _prepare(entry, settings, decode)
+        return prepare_one(entry, settings, decode, at_hand)
 
     with ThreadPoolExecutor(settings.decode_threads) as pool:
-        yield from _ahead(pool, work, entries, 2 * settings.batch_size)
+        yield from ahead(pool, work, entries, 2 * settings.batch_size)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
+def ahead(
+    pool: Executor,
     work: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     window: int,
 ) -> Iterator[ResultT]:
+    """The results in the order of the items, of which a bounded number is in hand."""
     pending: deque[Future[ResultT]] = deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -86,11 +95,26 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _prepare(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]) -> Prepared:
+def prepare_one(
+    entry: Entry,
+    settings: PartSettings,
+    decode: Callable[[bytes], Pixels],
+    at_hand: AtHand = nullcontext,
+) -> Prepared:
+    """One sample, as `prepare` makes many."""
+    began = time.perf_counter()
+    prepared = _prepare(entry, settings, decode, at_hand)
+    return replace(prepared, entry=entry, seconds=time.perf_counter() - began)
+
+
+def _prepare(
+    entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels], at_hand: AtHand
+) -> Prepared:
     if entry.duplicate:
         return Prepared(entry, {}, rejection=f"{DUPLICATE}: it comes again in its shard")
     try:
-        return _read(entry, settings, decode)
+        with at_hand(entry) as here:
+            return _read(here, settings, decode)
     except ImageError as error:
         return Prepared(entry, {}, rejection=str(error))
     except OSError as error:
@@ -98,7 +122,6 @@ def _prepare(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pix
 
 
 def _read(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels]) -> Prepared:
-    began = time.perf_counter()
     columns = entry.read_columns()
     if settings.filter and not filters.accepts(settings.filter, columns):
         return Prepared(entry, columns, selected=False)
@@ -108,5 +131,4 @@ def _read(entry: Entry, settings: PartSettings, decode: Callable[[bytes], Pixels
         return Prepared(entry, columns)
     if entry.image is None:
         return Prepared(entry, columns, rejection="no image")
-    pixels = decode(entry.read_image())
-    return Prepared(entry, columns, pixels, seconds=time.perf_counter() - began)
+    return Prepared(entry, columns, decode(entry.read_image()))

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clipray import images
 from clipray.errors import ImageError, InputError
 from clipray.pixels import Pixels, Reader
+from clipray.sources import pictures_below
 
 SIDE = 256
 LOOKS = ("small", "large", "red", "old wooden", "very bright", "blurred")
@@ -29,7 +29,7 @@ def read_pictures(folder: Path, count: int, read: Reader) -> list[Pixels]:
     Raises:
         InputError: when there is none.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in images.SUFFIXES)
+    files = [folder / name for name in pictures_below(folder)]
     found = list(islice(_readable(files, read), count))
     if not found:
         raise InputError(f"{folder}: no picture that can be read; --images takes a folder of some")

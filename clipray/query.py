@@ -25,7 +25,7 @@ MAX_COLUMNS = 1_000
 MAX_NAME_CHARACTERS = 4_096  # of a key, an index or a column
 MAX_TEXT_CHARACTERS = 2_000  # more than any context holds
 MAX_URL_CHARACTERS = 2_000
-MAX_IMAGE_CHARACTERS = 28 << 20  # 20 MiB in base64
+MAX_ID = (1 << 63) - 1  # of a row
 
 Vector = NDArray[np.float32]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -3,6 +3,7 @@
 from clipray.config import Config
 
 DONE = 0
+FAILED = 1
 DONE_WITH_REJECTS = 3
 
 

@@ -6,9 +6,9 @@ disk. Pixels are not decoded here, and where samples are found is not known.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from clipray import images, parquet, uri
 from clipray.uri import AnyPath
@@ -31,6 +31,11 @@ class Location:
     offset: int
     size: int | None
     copy: Path | None = None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the file holds other members as well: a tar begins with a header."""
+        return self.size is None or self.offset > 0
 
     def read(self, limit: int) -> bytes:
         """At most `limit` bytes.
@@ -59,6 +64,19 @@ class Entry:
     record: Location | None = None
     duplicate: bool = False
     columns: Mapping[str, Any] | None = None
+
+    @property
+    def shard(self) -> AnyPath | None:
+        """The file with many samples that this one lies in; None where its files are its own."""
+        places = (place for place in (self.image, self.text, self.record) if place)
+        return next((place.path for place in places if place.is_inside), None)
+
+    def copied(self, copy: Path) -> Self:
+        """The same, read from a local copy of its shard."""
+        image, text, record = (
+            place and replace(place, copy=copy) for place in (self.image, self.text, self.record)
+        )
+        return replace(self, image=image, text=text, record=record)
 
     def read_image(self) -> bytes:
         """The image file; longer ones are cut just past the limit, which `decode` then refuses."""

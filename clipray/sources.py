@@ -72,6 +72,12 @@ def find_sources(inputs: Sequence[str]) -> Sources:
     return Sources(tuple(found.values()), missing)
 
 
+def pictures_below(folder: AnyPath) -> list[str]:
+    """Names of the image files below a folder, relative to it, sorted."""
+    inner = ((path, uri.below(path, folder)) for path in folder.rglob("*"))
+    return sorted(name for path, name in inner if images.is_picture(name) and path.is_file())
+
+
 def absolute(given: str) -> str:
     """An input as a process with another working directory has to name it."""
     name, rest = uri.split_name(given)

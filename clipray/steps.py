@@ -14,11 +14,12 @@ from clipray.embed import EmbedConfig, embed
 from clipray.embeddings import Parts
 from clipray.errors import MismatchError
 from clipray.evaluate import EvaluateConfig, EvaluateReport, evaluate
+from clipray.evaluate.page import withdraw
 from clipray.export import ExportConfig, export
 from clipray.exported import ExportedFolder
 from clipray.index import Index
 from clipray.index.append import IndexAppendConfig, append
-from clipray.index.build import IndexBuildConfig, build, settings_file
+from clipray.index.build import IndexBuildConfig, build
 from clipray.index.manifest import IndexFolder
 from clipray.manifest import (
     ModelFolder,
@@ -118,9 +119,8 @@ def indexed(config: IndexBuildConfig) -> Report:
             f"{folder.root}: holds an index of other embeddings than those in {parts.root}; "
             "remove it, or choose another folder"
         )
-    file = settings_file(folder)
     places = ("embeddings", "index", "modality")
-    _require_same(folder.root, read_yaml(file), config.model_dump(mode="json"), places)
+    _require_same(folder.root, read_yaml(folder.settings), config.model_dump(mode="json"), places)
     if ours <= theirs:
         told = f"version {newest.version}, {newest.rows} rows"
         return Kept(place=str(folder.root), told=told)
@@ -141,13 +141,19 @@ class Evaluation(Config):
 
 
 def evaluated(config: EvaluateConfig, file: Path) -> Report:
-    """What was asked for, in `file`; measured anew for each version of an index."""
+    """What was asked for, in `file`; measured anew for each version of an index.
+
+    The page of an earlier version gives way to the new one.
+    """
     if config.index is None:
         return evaluate(config)
     asked, newest = config.model_dump(mode="json"), Index.open(config.index).manifest
     there = read_json(Evaluation, file) if file.is_file() else None
     if there and (there.asked, there.created) == (asked, newest.created):
-        return Kept(place=str(file), told=there.found.summary().replace("\n", ", "))
+        told = there.found.summary().replace(":\n", ": ").replace("\n", ", ")
+        return Kept(place=str(file), told=" ".join(told.split()), code=there.found.exit_code)
+    if config.report:
+        withdraw(config.report.resolve(), asked)
     found = evaluate(config)
     version, created = newest.version, newest.created
     write_json(file, Evaluation(asked=asked, version=version, created=created, found=found))

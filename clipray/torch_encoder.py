@@ -53,7 +53,7 @@ class TorchEncoder:
     @torch.inference_mode()
     def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
         """As the protocol says."""
-        batch = torch.from_numpy(np.stack(pixels)).to(self._device)  # (n, 3, H, W) uint8
+        batch = self._sent(pixels)
         return _to_unit(self._images(self._normalise(batch).to(self._dtype)))
 
     @torch.inference_mode()
@@ -61,6 +61,13 @@ class TorchEncoder:
         """As the protocol says."""
         tokens = self._tokenize([texts.clean(text) for text in given]).to(self._device)
         return _to_unit(self._texts(tokens))
+
+    def _sent(self, pixels: Sequence[Pixels]) -> Tensor:
+        """(n, 3, H, W) uint8 on the device; pinned memory is several times as fast to a GPU."""
+        on_gpu = self._device.type == "cuda"
+        batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(pixels, out=batch.numpy())
+        return batch.to(self._device, non_blocking=True)
 
 
 def _convert(module: Any, dtype: torch.dtype) -> Any:

@@ -39,6 +39,13 @@ def test_every_command_explains_its_options(capsys, name):
     assert "default" in out or name in ("index rollback", "index publish", "serve --check")
 
 
+@pytest.mark.parametrize("half", ["index", "paddle"])
+def test_help_of_half_a_name_lists_what_goes_on_from_it(capsys, half):
+    code, out, _ = run(capsys, half, "--help")
+    named = [name for name in COMMANDS if f"\n    {name}" in out]
+    assert (code, named) == (0, [name for name in COMMANDS if name.startswith(f"{half} ")])
+
+
 def test_a_search_prints_a_table_or_json(capsys, flat_index):
     code, out, err = run(capsys, "search", "--index", flat_index, "--text", "a ring", "-k", 2)
     assert (code, len(out.splitlines()), err) == (0, 2, "")

@@ -28,9 +28,10 @@ def on_ray(config, ray_session):
     return config.model_copy(update={"workers": 1})
 
 
-@pytest.mark.parametrize("kind", ["config", "on_ray"])
-def test_the_job_equals_embedding_shard_by_shard(request, kind, embeddings):
+@pytest.mark.parametrize(("kind", "processes"), [("config", 0), ("config", 1), ("on_ray", 2)])
+def test_the_job_equals_embedding_shard_by_shard(request, kind, processes, embeddings):
     config = request.getfixturevalue(kind)
+    config = config.model_copy(update={"decode_processes": processes})
     report = embed(config)
     assert (report.rows, report.rejected, report.exit_code) == (40, {}, 0)
     made, plain = EmbeddingsFolder(config.output), EmbeddingsFolder(embeddings)

@@ -45,3 +45,9 @@ def test_what_is_left_open_is_chosen_by_what_there_is(
 def test_decoding_takes_the_cpus_of_an_actor():
     assert Fleet(1, 1, 16, 1).decode_threads == 16
     assert Fleet(1, 1, 1, 0).decode_threads == 2
+
+
+def test_beside_a_gpu_processes_decode_and_one_cpu_is_the_encoders():
+    assert Fleet(1, 1, 16, 1).decode_processes == 15
+    assert Fleet(1, 1, 1, 1).decode_processes == 0
+    assert Fleet(1, 1, 16, 0).decode_processes == 0

@@ -245,7 +245,7 @@ def test_nodes_of_one_name_are_refused_not_guessed(monkeypatch):
         with pytest.raises(ConfigError, match=r"2 nodes are called 'vm' \(10.0.0.1, 10.0.0.2\)"):
             ask()
     rows[0] = row("vm", "10.0.0.1", is_alive=False)  # what died does not count
-    assert nodes.scheduled_on("vm").node_id.startswith("10002")
+    assert nodes.find("vm").id.startswith("10002")
 
 
 def test_a_node_holds_its_files_under_the_same_path_or_where_its_environment_says(monkeypatch):

@@ -134,7 +134,8 @@ def test_the_report_has_a_line_for_each_step(whole):
 def test_new_shards_are_appended_and_measured_again(shards, model, tmp_path):
     some = tmp_path / "some"
     shutil.copytree(shards, some, ignore=shutil.ignore_patterns("00002*"))
-    config = config_of(tmp_path / "work", some, model, text_index=False)
+    report = {"report": tmp_path / "report"}
+    config = config_of(tmp_path / "work", some, model, text_index=False, evaluate=report)
     first = pipeline(config)
     shutil.copytree(shards, some, dirs_exist_ok=True)
     again = pipeline(config)
@@ -143,6 +144,7 @@ def test_new_shards_are_appended_and_measured_again(shards, model, tmp_path):
     assert (len(image), image.manifest.verb, image.manifest.version) == (40, "append", 2)
     grown = [report.steps[-1].result["queries"] for report in (first, again)]
     assert grown == [32, 40]
+    assert json.loads((tmp_path / "report/report.json").read_text())["queries"] == 40
     assert again.steps[1].result["rows"] == 8
 
 

@@ -11,9 +11,8 @@ from pydantic import Field
 
 from clipray.config import Config
 from clipray.doctor.finding import Finding, note, problem
-from clipray.report import DONE, Report
+from clipray.report import DONE, FAILED, Report
 
-FAILED = 1
 LOCAL_S = 30.0  # of a check; torch takes seconds to be imported, a dead network disk forever
 CLUSTER_S = 120.0
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipray import storage
-from clipray.errors import OutputError
+from clipray.errors import DamagedError, OutputError
 from clipray.evaluate.asked import EvaluateConfig
 from clipray.evaluate.charts import histogram, recall_curve, told_settings
 from clipray.evaluate.markup import Inner, Markup, tag
@@ -16,8 +16,9 @@ from clipray.evaluate.verdict import (
     ServiceRecall,
     Threshold,
 )
-from clipray.manifest import encode_json
+from clipray.manifest import encode_json, read_tree
 
+DATA_FILE, PAGE_FILE = "report.json", "report.html"
 LISTED = 100  # samples that were left out
 STYLE = Path(__file__).with_name("page.css")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -43,11 +44,22 @@ def write_report(
     tree = report.model_dump(mode="json") | {"config": settings}
     try:
         with storage.staged_folder(folder.resolve()) as staged:
-            storage.write_file(staged / "report.json", encode_json(tree))
+            storage.write_file(staged / DATA_FILE, encode_json(tree))
             page = html_page(report, settings, pictures)
-            storage.write_file(staged / "report.html", page.encode())
+            storage.write_file(staged / PAGE_FILE, page.encode())
     except FileExistsError:
         raise OutputError(f"{folder}: holds something by now; give --report a new folder") from None
+
+
+def withdraw(folder: Path, settings: Mapping[str, object]) -> None:
+    """Remove a report for which the same was asked; everything else in its folder stays."""
+    try:
+        found = read_tree(folder / DATA_FILE)
+    except DamagedError:
+        return
+    if found.get("config") == settings:
+        for name in (PAGE_FILE, DATA_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def html_page(

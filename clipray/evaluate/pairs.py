@@ -1,6 +1,7 @@
 """Pictures and captions as vectors: from captioned data, an embeddings folder, or an index."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from clipray.evaluate.sample import Row, place_of
 from clipray.prepare import PartSettings, Prepared, prepare
 from clipray.samples import Location
 from clipray.training.evaluation import find_entries, spread
+from clipray.training.features import copies_at_hand
 
 BATCH = 64
 THREADS = 2
@@ -106,7 +108,8 @@ def encoded(
     """
     entries = spread(find_entries(inputs), limit)
     settings = PartSettings(("image",), BATCH, THREADS)
-    samples = prepare(entries, settings, encoder.pixels)
+    at_hand = copies_at_hand() if limit is None else nullcontext
+    samples = prepare(entries, settings, encoder.pixels, at_hand)
     for _ in tqdm(range(0, len(entries), BATCH), desc="encode", unit="batch"):
         batch = list(islice(samples, BATCH))
         usable = [sample.pixels for sample in batch if sample.pixels is not None]

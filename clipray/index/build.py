@@ -90,7 +90,7 @@ def build(config: IndexBuildConfig) -> BuildReport:
             manifest = made.manifest
             if config.method == "auto":
                 manifest = tune(manifest, config.recall, workers, parts.root)
-            storage.write_file(settings_file(folder), to_yaml(config).encode())
+            storage.write_file(folder.settings, to_yaml(config).encode())
             if not folder.commit(manifest):
                 raise OutputError(f"{folder.root}: another build was first; choose another folder")
         _tidy(folder, workers)
@@ -117,11 +117,6 @@ def _tidy(folder: IndexFolder, workers: Workers) -> None:
         log.info("%s", error)
 
 
-def settings_file(folder: IndexFolder) -> Path:
-    """Where a build writes down how it was asked for."""
-    return folder.root / "build.yaml"
-
-
 def _require_free(folder: IndexFolder) -> None:
     versions = folder.versions()
     if versions:
@@ -129,9 +124,5 @@ def _require_free(folder: IndexFolder) -> None:
             f"{folder.root}: holds an index at version {versions[-1]}; choose another, or add to "
             "it with `clipray index append`"
         )
-    ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
-    ours.add(settings_file(folder))
-    root = folder.root
-    others = [path for path in root.iterdir() if path not in ours] if root.is_dir() else [root]
-    if root.exists() and not all(map(storage.is_staging, others)):
+    if folder.holds_others():
         raise OutputError(f"{folder.root}: holds something that is no index; choose another folder")

@@ -87,9 +87,12 @@ def empty_index(folder: IndexFolder, codec: Codec | None, method: str, dim: int,
 
 @contextmanager
 def filling(index: Any) -> Iterator[None]:
-    """Let a GPU find the lists of the rows that are added inside the block."""
+    """Let a GPU find the lists of the rows that are added inside the block.
+
+    A graph over the lists stays where it is: Faiss has none for GPUs.
+    """
     inverted = inverted_of(index) if index is not None else None
-    if inverted is None or not faiss.get_num_gpus():
+    if inverted is None or not faiss.get_num_gpus() or not _scans_lists(inverted):
         yield
         return
     quantizer = inverted.quantizer
@@ -98,6 +101,10 @@ def filling(index: Any) -> Iterator[None]:
         yield
     finally:
         inverted.quantizer = quantizer
+
+
+def _scans_lists(inverted: Any) -> bool:
+    return isinstance(faiss.downcast_index(inverted.quantizer), faiss.IndexFlat)
 
 
 def _be_content_with_few(index: Any) -> None:

@@ -11,6 +11,7 @@ from clipray.index.compaction import compact as run
 from clipray.index.compaction import needed
 from clipray.index.manifest import IndexFolder, IndexManifest
 from clipray.index.tasks import workers_for
+from clipray.outputs import OutputPath
 from clipray.report import Report
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 class IndexCompactConfig(Config):
     """Write the live rows of an index anew, without the dead ones."""
 
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     shards: int | None = Field(None, ge=1, description="how many shards; by default as many as now")
 
 

@@ -10,6 +10,7 @@ from clipray.errors import DamagedError
 from clipray.index.manifest import IndexFolder
 from clipray.index.tasks import workers_for
 from clipray.index.upkeep import SHARED, all_damage, collect_garbage, roll_back
+from clipray.outputs import OutputPath
 from clipray.report import Report
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 class IndexRollbackConfig(Config):
     """Make an old version the newest again; those between stay, until gc."""
 
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     version: int = Field(ge=1, description="number of the old version")
 
 
@@ -62,7 +63,7 @@ def rollback(config: IndexRollbackConfig) -> RollbackReport:
 class IndexGcConfig(Config):
     """Delete old versions and every file that the rest does not need."""
 
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     keep: int = Field(1, ge=1, description="how many of the newest versions stay")
 
 

@@ -9,9 +9,7 @@ from clipray.config import Config
 from clipray.index.manifest import IndexFolder, IndexManifest, SearchSettings, ShardRecord
 from clipray.index.tasks import workers_for
 from clipray.index.upkeep import all_damage
-from clipray.report import DONE, Report
-
-FAILED = 1
+from clipray.report import DONE, FAILED, Report
 
 
 class IndexInfoConfig(Config):

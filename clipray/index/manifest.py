@@ -166,7 +166,15 @@ class IndexFolder:
         self.deletions = root / "deletions"
         self.codecs = root / "codec"
         self.building = root / "building"  # what a build has finished and not yet committed
+        self.settings = root / "build.yaml"  # how a build was asked for
         self.lock = root / f".lock{storage.STAGING_SUFFIX}"  # no content
+
+    def holds_others(self) -> bool:
+        """Whether something lies there that neither an index nor a build that was stopped left."""
+        ours = {self.manifests, self.segments, self.deletions, self.codecs, self.building}
+        found = self.root.iterdir() if self.root.is_dir() else ()
+        others = (path for path in found if path not in ours | {self.settings})
+        return self.root.is_file() or not all(map(storage.is_staging, others))
 
     def segment(self, segment_id: str) -> Path:
         """Folder of one segment."""

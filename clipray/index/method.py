@@ -15,7 +15,8 @@ from clipray.errors import ConfigError
 from clipray.index.manifest import SearchSettings
 
 FLAT = "Flat"
-EXACT_UP_TO = 20_000  # rows of a shard; below, an exact scan takes about a millisecond
+EXACT_UP_TO = 20_000  # rows; an exact scan of so many takes about a millisecond
+EXACT_SHARD = 1_000  # rows of a shard; codes of so few cost as much as the rows themselves
 GRAPH_LISTS = 16_384  # so many centroids are themselves searched through a graph
 NPROBE_SHARE = 1 / 8  # of the lists, where nothing was tuned
 PQ_DIMS = (4, 8, 16)  # dimensions that share a 4-bit code: fewer are finer and take more memory
@@ -42,9 +43,11 @@ def choose(dim: int, rows: int, shards: int, memory: int | None, recall: float) 
         recall: recall@10 wanted for text-like queries.
     """
     each = -(-rows // shards)
-    if each <= EXACT_UP_TO or recall >= 1:
-        why = "recall 1 needs an exact scan" if recall >= 1 else "an exact scan takes about 1 ms"
-        return Choice(FLAT, f"{each} rows a shard: {why}")
+    if recall >= 1:
+        return Choice(FLAT, "recall 1 needs an exact scan")
+    if rows <= EXACT_UP_TO or each <= EXACT_SHARD:
+        few = f"{rows} rows" if rows <= EXACT_UP_TO else f"{each} rows a shard"
+        return Choice(FLAT, f"{few}: an exact scan is cheap")
     lists = _lists(rows)
     fitting = [width for width in PQ_DIMS if dim % width == 0]
     if not fitting:

@@ -151,7 +151,11 @@ class Index:
 
 
 def unit_queries(queries: NDArray[np.floating[Any]], dim: int) -> Vectors:
-    """Check (m, dim) vectors and scale them to unit length, as float32."""
+    """Check (m, dim) vectors and scale them to unit length, as float32.
+
+    Raises:
+        QueryError: a wrong shape, or a vector that points nowhere.
+    """
     wide = np.asarray(queries, dtype=np.float64)
     if wide.ndim != 2 or wide.shape[1] != dim:
         raise QueryError(f"query of shape {wide.shape}: the index holds {dim} dimensions")
@@ -165,6 +169,9 @@ def check_filter(tree: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """Refuse what is no metadata filter, and a filter on columns that no row has.
 
     A misspelt column would select nothing, or with `$ne` everything.
+
+    Raises:
+        QueryError: saying what was found and what there is.
     """
     try:
         checked = filters.check(dict(tree))
@@ -176,7 +183,11 @@ def check_filter(tree: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
 
 
 def require_columns(wanted: Iterable[str], known: set[str]) -> None:
-    """Refuse columns that no row has."""
+    """Refuse columns that no row has.
+
+    Raises:
+        QueryError: naming them, and those that there are.
+    """
     unknown = sorted(set(wanted) - known - {"caption"})
     if unknown:
         raise QueryError(f"no column {', '.join(unknown)}; there are {', '.join(sorted(known))}")

@@ -17,6 +17,7 @@ from clipray.index.reader import check_filter
 from clipray.index.table import read_columns, row_ids
 from clipray.index.tasks import workers_for
 from clipray.index.workers import Workers
+from clipray.outputs import OutputPath
 from clipray.report import Report
 
 MAX_LINES_BYTES = 4 << 30
@@ -26,7 +27,7 @@ SHOWN = 5
 class IndexRemoveConfig(Config):
     """Remove rows from an index, at once for whoever opens it from now on."""
 
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     keys: Path | None = Field(None, description="file with one key a line")
     key: tuple[str, ...] = Field((), description="a key; may be repeated")
     id: tuple[int, ...] = Field((), description="an id; may be repeated")

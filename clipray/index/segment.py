@@ -87,7 +87,6 @@ class Segment:
         self.vectors: Halves = np.asarray(mapped)
         if len(mapped) != len(self.table) or mapped.dtype != np.float16:
             raise DamagedError(f"{folder}: its files do not have the same rows")
-        self._mapped = mapped
         self._live = None if dead is None else ~dead
         self._count = len(self.table) if self._live is None else int(self._live.sum())
         self._exact = ExactScan(self.vectors, self.table.ids)

@@ -8,15 +8,14 @@ from clipray.config import Config
 from clipray.index.manifest import CurvePoint, IndexFolder, IndexManifest, SearchSettings
 from clipray.index.tasks import workers_for
 from clipray.index.tuning import tune as measure
-from clipray.report import DONE, Report
-
-FAILED = 1
+from clipray.outputs import OutputPath
+from clipray.report import DONE, FAILED, Report
 
 
 class IndexTuneConfig(Config):
     """Choose nprobe, efSearch and the rescore factor for a recall@10 of text and image queries."""
 
-    index: Path = Field(description="index folder")
+    index: OutputPath = Field(description="index folder")
     recall: float = Field(0.95, gt=0, le=1, description="recall@10 to reach, against exact search")
     embeddings: Path | None = Field(
         None, description="embeddings folder with vectors of the other tower, to search with"

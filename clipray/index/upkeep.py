@@ -49,7 +49,8 @@ def roll_back(folder: IndexFolder, version: int) -> IndexManifest:
 
     Raises:
         InputError: no such version.
-        DamagedError: that version is not whole.
+        DamagedError: its manifest is torn or changed.
+        OutputError: files of it are gone, or other writers were first every time.
     """
     for _ in range(COMMIT_TRIES):
         old = folder.read(version)

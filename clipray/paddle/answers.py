@@ -11,21 +11,21 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clipray import images
 from clipray.config import Config
 from clipray.dataset import Found
 from clipray.encoder import Encoder
 from clipray.errors import ImageError, InputError
 from clipray.index import Index
 from clipray.matches import Match
-from clipray.paddle.lines import is_picture
 from clipray.paddle.stopwatch import Stopwatch
 from clipray.pixels import Pixels
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
 from clipray.samples import Entry
+from clipray.shards import Shard
 
 ItemT = TypeVar("ItemT")
 Vectors = NDArray[np.float32]
-Encoded = tuple[str, Vectors | str]  # a query, and its vector or why it has none
 
 PLACE = ("path", "source_path")
 
@@ -89,15 +89,22 @@ class Asking:
         Raises:
             InputError: none of them can be read.
         """
-        report = self._report(
-            answer for batch in self._batches(_entries(found)) for answer in self._show(batch)
-        )
+        report = self._report(answer for shard in found.shards for answer in self._shard(shard))
         failed = [answer for answer in report.answers if answer.error]
         if len(failed) == len(report.answers):
             raise InputError("; ".join(f"{each.query}: {each.error}" for each in failed[:5]))
         for answer in failed:
             log.warning("%s: %s", answer.query, answer.error)
         return report
+
+    def _shard(self, shard: Shard) -> Iterator[Answer]:
+        """What the images of a shard find; a copy of a remote one stays until all are read."""
+        with shard.at_hand() as here:
+            listing = here.list()
+            if listing.damage:
+                log.warning("%s: %s", shard.path, listing.damage)
+            for batch in self._batches(listing.entries):
+                yield from self._show(batch)
 
     def _report(self, answers: Iterable[Answer]) -> AnswersReport:
         return AnswersReport(answers=tuple(answers))
@@ -160,7 +167,7 @@ def place_of(match: Match) -> str:
     """
     given = str(match.columns.get("path") or match.key)
     source = match.columns.get("source_path")
-    if not source or not is_picture(Path(source)) or str(Path(given).resolve()) == source:
+    if not source or not images.is_picture(source) or str(Path(given).resolve()) == source:
         return given
     return str(source)
 
@@ -168,12 +175,3 @@ def place_of(match: Match) -> str:
 def text_of(match: Match) -> str:
     """The text of a row."""
     return str(match.columns.get("caption") or match.key)
-
-
-def _entries(found: Found) -> Iterator[Entry]:
-    for shard in found.shards:
-        with shard.at_hand() as here:
-            listing = here.list()
-            if listing.damage:
-                log.warning("%s: %s", shard.path, listing.damage)
-            yield from listing.entries

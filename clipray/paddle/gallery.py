@@ -163,7 +163,7 @@ class Gallery:
     def _before(self) -> IndexManifest | None:
         folder = self.folder
         if not folder.versions():
-            if _holds_others(folder):
+            if folder.holds_others():
                 raise OutputError(f"{folder.root}: holds something that is no index")
             return None
         found = folder.read()
@@ -238,11 +238,3 @@ def _on_top(made: IndexManifest, newest: IndexManifest) -> IndexManifest:
     """The new index as the version after the newest one."""
     changes = {"version": newest.version + 1, "parent": newest.version}
     return made.model_copy(update={**changes, "created": datetime.now(UTC)})
-
-
-def _holds_others(folder: IndexFolder) -> bool:
-    """Whether there is something else than what a build that was stopped leaves behind."""
-    ours = {folder.manifests, folder.segments, folder.deletions, folder.codecs, folder.building}
-    found = folder.root.iterdir() if folder.root.is_dir() else ()
-    others = [path for path in found if path not in ours and not storage.is_staging(path)]
-    return bool(others) or folder.root.is_file()

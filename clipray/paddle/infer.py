@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipray import clip, images
+from clipray import clip
 from clipray.encoder import Encoder, open_encoder
 from clipray.encoder_options import EncoderOptions
 from clipray.errors import ConfigError, ImageError, InputError
@@ -21,6 +21,7 @@ from clipray.paddle.lines import read_lines
 from clipray.paddle.pretrained import finished
 from clipray.pixels import Pixels
 from clipray.report import DONE, DONE_WITH_REJECTS, Report
+from clipray.sources import pictures_below
 from clipray.torch_encoder import TorchEncoder
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _find_images(given: str | None) -> list[Path]:
     root = Path(given)
     if root.is_file():
         return [root]
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in images.SUFFIXES)
+    found = [root / name for name in pictures_below(root)]
     if not found:
         raise InputError(f"Global.infer_imgs: {given}: no such image, and no folder of images")
     return found

@@ -74,7 +74,7 @@ class Lined:
         return replace(listing, entries=entries)
 
     def _line(self, entry: Entry) -> str:
-        if entry.image and is_picture(entry.image.path):
+        if entry.image and images.is_picture(entry.image.path.name):
             return as_unicode(_as_given(self.given, entry.image.path))
         return as_unicode(f"{_tidy(self.given)}/{entry.key.removeprefix(f'{SOURCE}/')}")
 
@@ -155,7 +155,7 @@ def removed_lines(given: str, delimiter: str) -> list[str]:
     Raises:
         InputError: there is no image.
     """
-    if is_picture(Path(given)) and not Path(given).exists():
+    if images.is_picture(given) and not Path(given).exists():
         return [_tidy(given)]
     shards = find_images(given, delimiter).shards
     return [entry.key for shard in shards for entry in shard.list().entries]
@@ -180,11 +180,6 @@ def read_lines(given: str) -> list[str]:
     if not lines:
         raise InputError(f"{given}: empty; expected one text a line")
     return lines
-
-
-def is_picture(path: AnyPath) -> bool:
-    """Whether the file is an image itself, and not one with many in it."""
-    return path.suffix.lower() in images.SUFFIXES
 
 
 def _listed(line: str, delimiter: str) -> Entry:

@@ -20,9 +20,9 @@ from clipray.errors import ConfigError, MismatchError, ModelError
 from clipray.exported import ExportedFolder, exported_itself, stated_identity
 from clipray.manifest import Modality, ModelSource, digest
 from clipray.onnx_encoder import Vectors
+from clipray.paddle.pretrained import PADDLE_SUFFIXES
 from clipray.pixels import Pixels, pixel_reader
 
-PADDLE_SUFFIXES = frozenset({".pdmodel", ".pdiparams", ".pdparams", ".pdopt"})
 FIXED = ("size", "mean", "std")  # what the weights are made for
 
 log = logging.getLogger(__name__)

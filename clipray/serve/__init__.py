@@ -1,5 +1,5 @@
 """The service: an HTTP ingress that encodes, fans out to groups of shards, and merges.
 
-`app` builds and starts it, `search` is the ingress deployment, `replicas` are the deployments
-behind it, `http` is the API that the ingress speaks.
+`app` builds it and `local` starts it on this machine; `search` is the ingress deployment,
+`replicas` and `encoding` are those behind it, `http` is the API that the ingress speaks.
 """

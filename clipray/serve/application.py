@@ -18,7 +18,6 @@ from clipray.serve.keys import KeyOptions, Keys
 from clipray.serve.outline import ApplicationOutline, DeploymentOutline, deployments_of
 from clipray.serve.schema import section, sections
 
-FIXED = ("Search", "Encoder")
 GROUP = "ShardGroup-"
 SECTIONS = {"Search": "search", "Encoder": "encoder"}  # of the arguments; groups have `shards`
 

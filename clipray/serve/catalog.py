@@ -6,16 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipray.config import Config
 from clipray.errors import NotFoundError, QueryError
 from clipray.index.manifest import IndexManifest, Placement, SearchSettings, ShardRecord
 from clipray.manifest import Modality, ModelIdentity, ModelSource
 from clipray.matches import Coverage, Matches
-
-Vector = NDArray[np.float32]
 
 
 class Reply(Config):

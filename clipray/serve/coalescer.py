@@ -70,6 +70,10 @@ class Coalescer(Generic[Item, Result]):
             results = await self._work([waiting.item for waiting in batch])
         except Exception as error:  # noqa: BLE001  it belongs to those who wait
             results = [error] * len(batch)
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.done.cancel()
+            raise
         finally:
             self._free += 1
         for waiting, result in zip(batch, results, strict=True):

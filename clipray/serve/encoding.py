@@ -14,7 +14,7 @@ from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, ModelError
 from clipray.manifest import ModelIdentity, ModelSource
 from clipray.pixels import Pixels
-from clipray.serve.wire import Address, Exchange
+from clipray.serve.wire import Address, CallServer
 
 Vector = NDArray[np.float32]
 Encoded = list[Vector | ClipRayError]
@@ -36,7 +36,7 @@ class EncoderReplica:
         inside: str | None = None,
     ) -> None:
         host = inside or nodes.own_address()
-        self._exchange = Exchange(self, ("encode_texts", "encode_images"), host)
+        self._server = CallServer(self, ("encode_texts", "encode_images"), host)
         self._encoder = _opened(source, options)
         expected.require(self._encoder.identity, "the model of the service")
         self._running = asyncio.Lock()  # two batches at once would only take turns
@@ -48,11 +48,11 @@ class EncoderReplica:
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Ray calls and awaits this before it ends the process."""
-        return self._exchange.leave()
+        return self._server.leave()
 
     async def address(self) -> Address:
         """Where it listens for the ingress."""
-        return await self._exchange.address()
+        return await self._server.address()
 
     async def encode_texts(self, texts: Sequence[str]) -> Encoded:
         """A (dim,) float32 unit vector for each text.

@@ -27,6 +27,7 @@ class Exchange:
         scope: of the request.
         send: the server's.
         headers: given to every reply that does not set them itself.
+        cors: given to every reply.
     """
 
     __slots__ = ("_cors", "_headers", "_held", "_scope", "_send", "_sent", "_since", "broken",

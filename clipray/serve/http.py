@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipray import __version__
 from clipray.errors import ClipRayError, NotFoundError, UsageError
-from clipray.query import Query, Term
+from clipray.query import MAX_ID, Query, Term
 from clipray.serve import openapi
 from clipray.serve.knn_service import add_knn_service
 from clipray.serve.meter import CONTENT_TYPE
@@ -26,7 +26,6 @@ from clipray.serve.searcher import Searcher
 
 MAX_QUERIES = 256
 MAX_THUMBNAIL = 1_024
-MAX_ID = (1 << 63) - 1
 PAGE = files("clipray.serve") / "web"
 SCRIPTS = ("app", "api", "cards", "chips", "keys", "page", "query", "upload")
 PAGE_TYPES = {

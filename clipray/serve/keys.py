@@ -148,9 +148,12 @@ def _lines(file: Path, option: str) -> list[str]:
         if file.stat().st_mode & 0o077:
             log.warning("%s: other users can read %s; chmod 600 it", option, file)
         with file.open(encoding="ascii") as stream:
-            return stream.read(MAX_FILE_BYTES).splitlines()
+            text = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option}: {file} cannot be read ({error})") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{option}: {file} is larger than {MAX_FILE_BYTES} bytes; keys are few")
+    return text.splitlines()
 
 
 def _digests(keys: Iterable[str], where: str) -> tuple[bytes, ...]:

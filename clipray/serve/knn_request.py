@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from clipray.config import Config
 from clipray.manifest import Modality
 from clipray.query import (
+    MAX_ID,
     MAX_TEXT_CHARACTERS,
     MAX_URL_CHARACTERS,
     Finite,
@@ -21,7 +22,6 @@ from clipray.query import (
 )
 
 MAX_IDS = 1_000
-MAX_ID = (1 << 63) - 1
 
 
 def row_id(given: int | str) -> int | None:

@@ -6,7 +6,9 @@ and several times where calls are lost, for all the replicas that a call meets m
 
 A group that has failed is tried by one call at a time, and briefly, until it answers again; the
 other calls fail at once. Only the first of these trials is waited for: later ones are made beside
-the calls, or each query of a patient client would wait for a group that is away for long.
+the calls, or each query of a patient client would wait for a group that is away for long. What has
+been away so is trusted no longer than a trial until it has answered twice: one that comes and goes
+would otherwise have every other query wait to its deadline.
 """
 
 import asyncio
@@ -53,8 +55,8 @@ class Line:
         self._send = send
         self._options = options
         self._trial: asyncio.Future[Any] | None = None  # whether it answers again
-        self._away = False  # for longer than one trial
-        self._usual_s = 0.0
+        self._away = False  # for longer than one trial, and not answered twice since
+        self._took_s = 0.0
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """What the group answers.
@@ -64,15 +66,19 @@ class Line:
             ClipRayError: the error of the method, which no repetition mends.
         """
         if self.up:
-            return await self._timed(self._options.deadline_s, method, arguments)
+            seconds = self._patience_s if self._away else self._options.deadline_s
+            return await self._timed(seconds, method, arguments)
         if self._trial is None or self._trial.done():
-            patience_s = max(self._options.patience_s, 3 * self._usual_s)
-            seconds = min(patience_s, self._options.deadline_s)
-            self._trial = asyncio.ensure_future(self._timed(seconds, method, arguments))
+            self._trial = asyncio.ensure_future(self._timed(self._patience_s, method, arguments))
             self._trial.add_done_callback(_seen)
             if not self._away:
                 return await asyncio.shield(self._trial)
         raise UnavailableError(f"{self.name} does not answer")
+
+    @property
+    def _patience_s(self) -> float:
+        patience_s = max(self._options.patience_s, 3 * self._took_s)
+        return min(patience_s, self._options.deadline_s)
 
     async def _timed(self, seconds: float, method: str, arguments: tuple[Any, ...]) -> Any:
         began = asyncio.get_running_loop().time()
@@ -84,7 +90,7 @@ class Line:
         except Exception as error:
             self._failed(error)
             raise UnavailableError(f"{self.name} does not answer") from error
-        self._usual_s = asyncio.get_running_loop().time() - began
+        self._took_s = asyncio.get_running_loop().time() - began
         self._answers()
         return answer
 
@@ -110,27 +116,38 @@ class Line:
 
     async def _hedged(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """The first answer of two replicas, the second being asked only after a while."""
-        first = asyncio.ensure_future(self._send(method, *arguments))
+        first = asyncio.ensure_future(self._sent(method, arguments))
         if self._options.hedge_s is None:
             return await first
         calls = {first}
         try:
             done, _ = await asyncio.wait(calls, timeout=self._options.hedge_s)
             if not done:
-                calls.add(asyncio.ensure_future(self._send(method, *arguments)))
+                calls.add(asyncio.ensure_future(self._sent(method, arguments)))
                 done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             return next(iter(done)).result()
         finally:
             for call in calls:
                 call.cancel()
 
+    async def _sent(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """One call. An end that came from the other side is an error, and no end of this task."""
+        try:
+            return await self._send(method, *arguments)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ConnectionError("the call was cancelled on its way") from None
+
     def _answers(self) -> None:
-        self.up, self._away = True, False
+        self._away = self._away and not self.up
+        self.up = True
 
     def _failed(self, error: BaseException) -> None:
         if self.up:
             log.warning("%s does not answer: %r", self.name, error)
-        self._away = not self.up
+        self._away = self._away or not self.up
         self.up = False
 
 

@@ -20,7 +20,7 @@ from clipray.index.store import read
 from clipray.serve.catalog import Piece, ServedFolder
 from clipray.serve.groups import GroupSpec
 from clipray.serve.holding import Holding, Job, Part, Told
-from clipray.serve.wire import Address, Exchange
+from clipray.serve.wire import Address, CallServer
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ShardGroup:
         inside: str | None = None,
     ) -> None:
         host = inside or nodes.own_address()
-        self._exchange = Exchange(self, ("search", "find", "rows"), host)
+        self._server = CallServer(self, ("search", "find", "rows"), host)
         # Opening takes long and waits for other openings; it must not take the threads of searches.
         self._upkeep = ThreadPoolExecutor(1, "upkeep")
         faiss.omp_set_num_threads(threads)
@@ -61,11 +61,11 @@ class ShardGroup:
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
         """Ray calls and awaits this before it ends the process."""
-        return self._exchange.leave()
+        return self._server.leave()
 
     async def address(self) -> Address:
         """Where it listens for the ingress."""
-        return await self._exchange.address()
+        return await self._server.address()
 
     async def open(self, folder: ServedFolder) -> Told:
         """Open a version beside what is open."""

@@ -38,7 +38,7 @@ class Address:
     secret: bytes = field(repr=False)
 
 
-class Exchange:
+class CallServer:
     """Answers calls of some methods of an object.
 
     Args:

@@ -6,9 +6,9 @@ the batch is the same on 1 or N ranks. When a batch is made, and by whom, is not
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,6 +42,11 @@ class Batch:
     seeds: Tensor
     order: int
     replaced: int
+
+    def pin_memory(self) -> Self:
+        """In memory that a GPU copies from while it computes; torch's DataLoader calls it."""
+        images, tokens = self.images.pin_memory(), self.tokens.pin_memory()
+        return replace(self, images=images, tokens=tokens)
 
 
 Made = tuple[Batch, tuple[Refused, ...]]  # with the samples that could not be used

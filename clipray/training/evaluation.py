@@ -7,7 +7,7 @@ device and number of threads. Who asks for them, and where they go, is not known
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Self
 
@@ -23,7 +23,7 @@ from clipray.pixels import Reader
 from clipray.prepare import PartSettings, Prepared
 from clipray.samples import Entry
 from clipray.sources import absolute
-from clipray.training.features import Batches, FeatureReader, Features, join
+from clipray.training.features import Batches, FeatureReader, Features, copies_at_hand, join
 from clipray.training.peers import Peers
 from clipray.training.retrieval import ranks, retrieval_metrics
 from clipray.training.shares import from_first, share_out
@@ -109,7 +109,10 @@ class Evaluation:
         self._config, self._model, self._peers = config, model, peers
         self._autocast = autocast
         settings = PartSettings(("image",), config.batch_size, threads)
-        self._reader = FeatureReader(model, peers.device, settings, pixels)
+        # Of several ranks each would fetch all shards, for a share of the samples of each.
+        whole = peers.world == 1 and config.limit is None
+        at_hand = copies_at_hand() if whole else nullcontext
+        self._reader = FeatureReader(model, peers.device, settings, pixels, at_hand)
         self._batches: dict[tuple[str, ...], Batches] = {}
 
     def run(self, module: nn.Module) -> dict[str, float]:

@@ -6,8 +6,10 @@ features, is not known here.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipray import texts
+from clipray import texts, uri
 from clipray.clip import ClipModel
 from clipray.pixels import Normaliser, Pixels, Reader
-from clipray.prepare import PartSettings, Prepared, prepare
+from clipray.prepare import AtHand, PartSettings, Prepared, prepare
 from clipray.samples import Entry
+from clipray.training.shelf import Shelf
+from clipray.uri import AnyPath
 
 Batches = Sequence[Sequence[Entry]]
 TextOf = Callable[[Prepared], str]
+
+COPIES = 2  # of remote shards, at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,24 @@ def join(batches: Sequence[Features]) -> Features:
     )
 
 
+def copies_at_hand() -> AtHand:
+    """Have samples of a remote shard read from a copy of all of it; for whoever wants them all.
+
+    One by one, each would cost two or three requests.
+    """
+    shelf = Shelf[AnyPath, Path](uri.fetched, COPIES)
+
+    @contextmanager
+    def at_hand(entry: Entry) -> Iterator[Entry]:
+        if entry.shard is None or uri.is_local(entry.shard):
+            yield entry
+            return
+        with shelf.take(entry.shard) as copy:
+            yield entry.copied(copy)
+
+    return at_hand
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     pixels: list[Pixels]
@@ -71,13 +95,19 @@ class FeatureReader:
         device: where the modules are that are given later.
         settings: of decoding.
         pixels: image file → pixels.
+        at_hand: as for `prepare`.
     """
 
     def __init__(
-        self, model: ClipModel, device: torch.device, settings: PartSettings, pixels: Reader
+        self,
+        model: ClipModel,
+        device: torch.device,
+        settings: PartSettings,
+        pixels: Reader,
+        at_hand: AtHand = nullcontext,
     ) -> None:
         self._model, self._device = model, device
-        self._settings, self._pixels = settings, pixels
+        self._settings, self._pixels, self._at_hand = settings, pixels, at_hand
         self._normalise = Normaliser(model.preprocess, device)
         self._loss = open_clip.ClipLoss()
 
@@ -111,7 +141,8 @@ class FeatureReader:
         return torch.empty(0, self._model.dim)
 
     def _read(self, batches: Batches, text_of: TextOf, *, need_text: bool) -> Iterator[_Batch]:
-        prepared = prepare(chain.from_iterable(batches), self._settings, self._pixels)
+        entries = chain.from_iterable(batches)
+        prepared = prepare(entries, self._settings, self._pixels, self._at_hand)
         for batch in batches:
             yield _sort(islice(prepared, len(batch)), text_of, need_text=need_text)
 

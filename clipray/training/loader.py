@@ -7,13 +7,13 @@ processes. Losses, devices and models are not known here.
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import get_context
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from clipray import forks
 from clipray.config import Config
 from clipray.errors import ClipRayError, UnavailableError
 from clipray.training.batch import Batch, Batcher, Made, Step, Tokenize
@@ -168,9 +168,6 @@ class _Processes:
     """
 
     def __init__(self, batcher: Batcher, count: int) -> None:
-        # Never fork: this process may have the threads of gRPC. Its server imports only once.
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
         self._following = _Following()
         self._loader = DataLoader(
             _Batches(batcher),
@@ -179,8 +176,9 @@ class _Processes:
             num_workers=count,
             collate_fn=_as_it_is,
             prefetch_factor=PREFETCH,
-            multiprocessing_context=context,
+            multiprocessing_context=forks.server(__name__),
             persistent_workers=True,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the one of the process belongs to the model
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Generic, TypeVar
 
+KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
 
 
@@ -18,40 +19,40 @@ class _Item(Generic[ValueT]):
     users: int = 0
 
 
-class Shelf(Generic[ValueT]):
+class Shelf(Generic[KeyT, ValueT]):
     """Keeps the `room` things that were used last; thread-safe.
 
     Args:
-        opened: gives the thing of a number, which the end of its block closes.
+        opened: gives the thing of a key, which the end of its block closes.
         room: how many stay open while nobody uses them.
     """
 
-    def __init__(self, opened: Callable[[int], AbstractContextManager[ValueT]], room: int) -> None:
+    def __init__(self, opened: Callable[[KeyT], AbstractContextManager[ValueT]], room: int) -> None:
         self._opened, self._room = opened, room
-        self._items: OrderedDict[int, _Item[ValueT]] = OrderedDict()
+        self._items: OrderedDict[KeyT, _Item[ValueT]] = OrderedDict()
         self._lock = Lock()
 
     @contextmanager
-    def take(self, number: int) -> Iterator[ValueT]:
+    def take(self, key: KeyT) -> Iterator[ValueT]:
         """A thing, open for the block; raises what opening it does."""
-        item = self._find(number)
+        item = self._find(key)
         try:
-            yield self._value(item, number)
+            yield self._value(item, key)
         finally:
             for idle in self._put_back(item):
                 idle.stack.close()
 
-    def _find(self, number: int) -> _Item[ValueT]:
+    def _find(self, key: KeyT) -> _Item[ValueT]:
         with self._lock:
-            item = self._items.setdefault(number, _Item())
-            self._items.move_to_end(number)
+            item = self._items.setdefault(key, _Item())
+            self._items.move_to_end(key)
             item.users += 1
             return item
 
-    def _value(self, item: _Item[ValueT], number: int) -> ValueT:
+    def _value(self, item: _Item[ValueT], key: KeyT) -> ValueT:
         with item.opening:  # others wait for this one thing only
             if item.value is None:
-                item.value = item.stack.enter_context(self._opened(number))
+                item.value = item.stack.enter_context(self._opened(key))
             return item.value
 
     def _put_back(self, item: _Item[ValueT]) -> list[_Item[ValueT]]:
@@ -61,5 +62,5 @@ class Shelf(Generic[ValueT]):
             excess = max(0, len(self._items) - self._room)
             if not excess:
                 return []
-            idle = [number for number, other in self._items.items() if not other.users]
-            return [self._items.pop(number) for number in idle[:excess]]
+            idle = [key for key, other in self._items.items() if not other.users]
+            return [self._items.pop(key) for key in idle[:excess]]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -63,15 +63,6 @@ class Recipe(Config):
     augment_until: float = Field(
         1.0, ge=0, le=1, description="share of all steps that augment; the last ones see the data"
     )
-
-    @model_validator(mode="after")
-    def _parts_are_equal(self) -> "Recipe":
-        if self.loader.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate: a batch of {self.loader.batch_size} cannot be cut into "
-                f"{self.accumulate} equal parts"
-            )
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +236,14 @@ class Trainer:
         return norm
 
     def _pixels(self, batch: Batch) -> Tensor:
-        images = batch.images.to(self._peers.device)
+        images = batch.images.to(self._peers.device, non_blocking=True)
         if self.done < self._recipe.augment_until * self._steps:
             images = augment(images, batch.seeds, self._recipe.augment)
         pixels = self._normalise(images)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def _tokens(self, batch: Batch) -> Tensor:
-        return batch.tokens.to(self._peers.device)
+        return batch.tokens.to(self._peers.device, non_blocking=True)
 
     def _seed(self) -> int:
         """Of what is random inside the model: the same again when a step is made again."""

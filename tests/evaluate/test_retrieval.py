@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipray import clip
+from clipray import clip, uri
 from clipray.errors import InputError
 from clipray.evaluate.classes import zero_shot
 from clipray.evaluate.pairs import Pairs, Reading, pairs_of_embeddings, read_pairs
@@ -29,6 +29,28 @@ def test_data_are_measured_as_in_training(model, photos, encoder):
     shared = metrics.keys() & expected.keys()
     assert {"image_to_text_R@1", "text_to_image_mean_rank", "num_samples"} <= shared
     assert {name: metrics[name] for name in shared} == {name: expected[name] for name in shared}
+
+
+def test_remote_shards_are_fetched_and_not_read_sample_by_sample(
+    tmp_path, shards, encoder, monkeypatch
+):
+    store = uri.at(f"memory://{tmp_path.name}/shards")
+    store.mkdir(parents=True, exist_ok=True)
+    for path in shards.iterdir():
+        (store / path.name).write_bytes(path.read_bytes())
+    asked: list[str] = []
+    ranged = uri._ranged
+    monkeypatch.setattr(
+        uri, "_ranged", lambda path, *at: asked.append(path.name) or ranged(path, *at)
+    )
+    remote, local = (read_pairs([str(root)], encoder, Reading()) for root in (store, shards))
+    np.testing.assert_array_equal(remote.images, local.images)
+    assert (remote.texts, remote.rejected) == (local.texts, ())
+    assert not [name for name in asked if name.endswith(".tar")]
+    assert all(place.copy is None for place in remote.places)
+    few = read_pairs([str(store)], encoder, Reading(limit=3))
+    assert len(few.texts) == 3
+    assert [name for name in asked if name.endswith(".tar")]
 
 
 def test_classes_are_measured_as_in_training(tmp_path, model, photos, encoder):

@@ -74,13 +74,14 @@ def test_flat_over_two_shards_equals_brute_force_exactly(flat_index, embeddings)
 def test_auto_is_exact_for_a_small_collection_and_says_why(made, tmp_path):
     report = build(IndexBuildConfig(embeddings=made, index=tmp_path / "i"))
     assert report.method == "Flat"
-    assert "method: 300 rows a shard: an exact scan" in report.summary()
+    assert "method: 300 rows: an exact scan is cheap" in report.summary()
     config = load_config(IndexBuildConfig, tmp_path / "i" / "build.yaml", [])
     assert (config.embeddings, config.method) == (made, "auto")
 
 
 def test_auto_tunes_what_it_takes(monkeypatch, tmp_path):
     monkeypatch.setattr("clipray.index.method.EXACT_UP_TO", 100)
+    monkeypatch.setattr("clipray.index.method.EXACT_SHARD", 10)
     root = write_embeddings(tmp_path / "e", cut_parts(clustered_halves(100, 30)[0], 2))
     build(IndexBuildConfig(embeddings=root, index=tmp_path / "i", recall=0.8))
     manifest = IndexFolder(tmp_path / "i").read()

@@ -124,8 +124,11 @@ def test_a_gpu_trains_and_fills_where_there_is_one(monkeypatch, folder, sample):
     np.testing.assert_array_equal(*serialized)
 
 
-@pytest.mark.parametrize("index", [None, faiss.IndexHNSWFlat(DIM, 8)])
-def test_nothing_is_moved_where_there_are_no_lists(monkeypatch, index):
+@pytest.mark.parametrize(
+    "index",
+    [None, faiss.IndexHNSWFlat(DIM, 8), faiss.index_factory(DIM, "IVF8_HNSW8,Flat")],
+)
+def test_nothing_is_moved_where_no_list_is_found_by_a_scan(monkeypatch, index):
     gpus = PretendGpus(monkeypatch)
     with filling(index):
         assert gpus.moved == []

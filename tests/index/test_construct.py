@@ -123,8 +123,9 @@ def test_auto_says_what_it_took_and_why(monkeypatch, tmp_path):
     root = write_embeddings(tmp_path / "e", cut_parts(random_halves(600), 2))
     manifest = build_index(tmp_path / "i", root, "auto", shards=2).manifest
     assert (manifest.method, manifest.codec) == ("Flat", None)
-    assert manifest.why == "300 rows a shard: an exact scan takes about 1 ms"
+    assert manifest.why == "600 rows: an exact scan is cheap"
     monkeypatch.setattr("clipray.index.method.EXACT_UP_TO", 299)
+    monkeypatch.setattr("clipray.index.method.EXACT_SHARD", 10)
     manifest = build_index(tmp_path / "j", root, "auto", shards=2).manifest
     assert manifest.method == "IVF24,PQ4x4fs"
     assert "4-bit codes of 4 dimensions" in manifest.why

@@ -23,10 +23,12 @@ DIM = 32
 @pytest.mark.parametrize(
     ("dim", "rows", "shards", "memory", "recall", "method", "why"),
     [
-        (512, EXACT_UP_TO, 1, None, 0.95, FLAT, "20000 rows a shard: an exact scan"),
+        (512, EXACT_UP_TO, 1, None, 0.95, FLAT, "20000 rows: an exact scan is cheap"),
+        (512, EXACT_UP_TO, 8, None, 0.95, FLAT, "20000 rows: an exact scan is cheap"),
         (512, EXACT_UP_TO + 1, 1, None, 0.95, "IVF141,PQ128x4fs", "20001 rows a shard: 4-bit"),
-        (512, 10 * EXACT_UP_TO, 10, None, 0.95, FLAT, "20000 rows a shard"),
-        (512, 10 * EXACT_UP_TO + 1, 10, None, 0.95, "IVF447,PQ128x4fs", "20001 rows a shard"),
+        (512, EXACT_UP_TO + 1, 8, None, 0.95, "IVF141,PQ128x4fs", "2501 rows a shard: 4-bit"),
+        (512, 50_000, 50, None, 0.95, FLAT, "1000 rows a shard: an exact scan is cheap"),
+        (512, 50_001, 50, None, 0.95, "IVF223,PQ128x4fs", "1001 rows a shard: 4-bit"),
         (512, 100 * MILLION, 1, None, 1.0, FLAT, "recall 1 needs an exact scan"),
         (512, MILLION, 1, None, 0.9, "IVF1000,PQ128x4fs", "at recall 0.9; 69 MiB a shard"),
         (512, MILLION, 4, None, 0.9, "IVF1000,PQ128x4fs", "at recall 0.9; 17 MiB a shard"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipray import uri
 from clipray.config import load_config
 from clipray.errors import ConfigError, InputError, MismatchError, OutputError
 from clipray.index import Index
@@ -187,7 +188,7 @@ def test_a_new_index_takes_the_place_of_the_old_one_which_stays_as_a_version(
     assert [path.name for path in tmp_path.iterdir()] == ["i"]  # no embeddings are left
 
 
-def test_what_is_no_index_of_this_mode_is_left_alone(settings, tmp_path):
+def test_what_is_no_index_of_this_mode_is_left_alone(settings, built, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
     mine = settings | {"IndexProcess.image_index_dir": tmp_path / "mine"}
@@ -260,8 +261,19 @@ def test_shards_of_img2dataset_are_images_as_well(settings, pictures, tmp_path):
     assert list(answer.found) == [f"{folder}/000010001"]
     answers = predict(mine, "image-to-image").answers  # shards as queries
     assert [answer.query for answer in answers] == [answer.found[0] for answer in answers]
+    assert _found_remotely(mine, folder, tmp_path.name) == [answer.found for answer in answers]
     remove = {"IndexProcess.index_operation": "remove"}
     assert predict(mine, "image_index_build", **remove).total == 0
+
+
+def _found_remotely(settings, folder, name):
+    """What the same shards find, as queries behind a URI, in batches that end within a shard."""
+    store = uri.at(f"memory://{name}/train")
+    store.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        (store / path.name).write_bytes(path.read_bytes())
+    asked = {"Global.infer_imgs": str(store), "Global.batch_size": 3}
+    return [answer.found for answer in predict(settings, "image-to-image", **asked).answers]
 
 
 def test_a_sample_that_comes_again_in_another_shard_is_told(settings, tmp_path):

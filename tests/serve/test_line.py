@@ -23,7 +23,7 @@ class Replicas:
         if isinstance(step, float):
             await asyncio.sleep(step)
             return "late"
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         return step
 
@@ -82,6 +82,29 @@ def test_calls_are_repeated_while_all_replicas_that_are_met_end():
     assert asyncio.run(call) == "found"
     assert replicas.calls == 4
     assert line.up
+
+
+def test_a_call_that_the_other_side_cancels_is_repeated():
+    replicas = Replicas(asyncio.CancelledError(), "found")
+    line, call = ask(replicas)
+    assert asyncio.run(call) == "found"
+    assert replicas.calls == 2
+    assert line.up
+
+
+def test_a_call_that_this_side_cancels_is_not():
+    async def main():
+        replicas = Replicas(9.0)
+        line, call = ask(replicas)
+        waiting = asyncio.ensure_future(call)
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert replicas.calls == 1
+        assert line.up
+
+    asyncio.run(main())
 
 
 class Away:
@@ -147,5 +170,34 @@ def test_a_group_that_stays_away_keeps_nobody_waiting():
         with suppress(UnavailableError):
             await line._trial
         assert await line.call("search") == "ok"
+
+    asyncio.run(main())
+
+
+def test_a_group_that_comes_and_goes_keeps_nobody_waiting_to_the_deadline():
+    async def main():
+        replicas = Away()
+        line, call = ask(replicas, deadline_s=0.4, patience_s=0.05)
+        with pytest.raises(UnavailableError):
+            await call
+        await lost(line)
+        for _ in range(2):
+            replicas.back = True
+            await lost(line)  # the trial beside it is answered
+            await asyncio.sleep(0.01)
+            assert line.up
+            replicas.back = False
+            began = time.perf_counter()
+            await lost(line)
+            assert time.perf_counter() - began < 0.2
+            await asyncio.sleep(0.06)
+        replicas.back = True
+        await lost(line)
+        await asyncio.sleep(0.01)
+        assert await line.call("search") == "ok"
+        replicas.back = False
+        began = time.perf_counter()
+        await lost(line)  # answered twice, so it is trusted again
+        assert time.perf_counter() - began > 0.3
 
     asyncio.run(main())

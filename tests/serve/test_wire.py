@@ -8,7 +8,7 @@ import pytest
 
 from clipray.errors import QueryError
 from clipray.serve.calls import Direct
-from clipray.serve.wire import HEADER, SECRET_BYTES, Address, Channel, Exchange
+from clipray.serve.wire import HEADER, SECRET_BYTES, Address, CallServer, Channel
 
 
 class PuzzleError(Exception):
@@ -21,7 +21,7 @@ class PuzzleError(Exception):
 class Replica:
     def __init__(self, name="one"):
         self.name = name
-        self.exchange = Exchange(
+        self.server = CallServer(
             self, {"double", "refuse", "wait", "who", "pause", "puzzle"}, "127.0.0.1"
         )
         self.asked = []
@@ -52,7 +52,7 @@ class Replica:
 
 def test_answers_come_to_their_callers_whatever_their_order():
     async def main():
-        channel = await Channel.to(await Replica().exchange.address())
+        channel = await Channel.to(await Replica().server.address())
         found = await asyncio.gather(*[channel.call("double", value) for value in range(50)])
         assert found == [2 * value for value in range(50)]
         assert not channel.waiting
@@ -64,7 +64,7 @@ def test_answers_come_to_their_callers_whatever_their_order():
 def test_an_error_of_the_method_is_raised_by_the_call():
     async def main():
         replica = Replica()
-        channel = await Channel.to(await replica.exchange.address())
+        channel = await Channel.to(await replica.server.address())
         with pytest.raises(QueryError, match="no such column"):
             await channel.call("refuse", "no such column")
         with pytest.raises(AttributeError):
@@ -77,7 +77,7 @@ def test_an_error_of_the_method_is_raised_by_the_call():
 
 def test_an_error_that_cannot_travel_harms_no_other_call():
     async def main():
-        channel = await Channel.to(await Replica().exchange.address())
+        channel = await Channel.to(await Replica().server.address())
         other = asyncio.ensure_future(channel.call("pause", 0.05))
         with pytest.raises(RuntimeError, match="PuzzleError"):
             await channel.call("puzzle")
@@ -102,7 +102,7 @@ class Canary:
 
 def test_nothing_of_a_stranger_is_unpickled():
     async def main():
-        address = await Replica().exchange.address()
+        address = await Replica().server.address()
         reader, writer = await asyncio.open_connection(address.host, address.port)
         data = pickle.dumps(Canary())
         writer.write(bytes(SECRET_BYTES) + HEADER.pack(len(data), 1) + data)
@@ -117,7 +117,7 @@ def test_nothing_of_a_stranger_is_unpickled():
 def test_calls_on_their_way_fail_when_the_replica_goes():
     async def main():
         replica = Replica()
-        channel = await Channel.to(await replica.exchange.address())
+        channel = await Channel.to(await replica.server.address())
         calls = [asyncio.ensure_future(channel.call("wait")) for _ in range(3)]
         await asyncio.sleep(0.01)
         channel._writer.transport.abort()
@@ -136,7 +136,7 @@ def test_the_replica_with_the_least_to_do_is_called_and_serve_where_none_is():
         there = []
 
         async def addresses():
-            return [await replica.exchange.address() for replica in there]
+            return [await replica.server.address() for replica in there]
 
         async def through_serve(method, *arguments):
             return "serve"
@@ -164,7 +164,7 @@ async def met(replicas, serves=None, **options):
     """A `Direct` that is connected to all of them."""
 
     async def addresses():
-        return [await replica.exchange.address() for replica in replicas]
+        return [await replica.server.address() for replica in replicas]
 
     async def through_serve(method, *arguments):
         return serves or await asyncio.sleep(9)
@@ -220,20 +220,20 @@ def test_a_replica_that_leaves_answers_what_it_was_asked_and_is_asked_no_more():
         direct = await met([leaving, staying])
         calls = [asyncio.ensure_future(direct("pause", 0.1)) for _ in range(4)]
         await asyncio.sleep(0.01)
-        left = asyncio.ensure_future(leaving.exchange.leave())
+        left = asyncio.ensure_future(leaving.server.leave())
         await asyncio.sleep(0.01)
         assert {await direct("who") for _ in range(5)} == {"two"}
         assert not left.done()
         assert sorted(await asyncio.gather(*calls)) == ["one", "one", "two", "two"]
         await asyncio.wait_for(left, 1)
-        assert leaving.exchange.leave() is None
+        assert leaving.server.leave() is None
 
     asyncio.run(main())
 
 
 def test_a_replica_that_was_never_asked_for_leaves_at_once():
     async def main():
-        assert Replica().exchange.leave() is None
+        assert Replica().server.leave() is None
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from clipray import clip
+from clipray import clip, uri
 from clipray.errors import InputError
 from clipray.manifest import ModelSource
 from clipray.pixels import pixel_reader
@@ -194,6 +194,20 @@ def test_samples_are_listed_once_and_not_before_the_first_run(opened, tmp_path):
     first = made.run(opened.module)
     (photos / "even" / "late.png").write_bytes(drawings()[0].png)
     assert made.run(opened.module) == first
+
+
+def test_a_rank_alone_fetches_remote_shards_and_reads_no_sample_by_itself(
+    opened, shards, tmp_path, monkeypatch
+):
+    store = uri.at(f"memory://{tmp_path.name}/shards")
+    store.mkdir(parents=True, exist_ok=True)
+    for path in shards.iterdir():
+        (store / path.name).write_bytes(path.read_bytes())
+    local = run(opened, EvaluationConfig(input=(str(shards),)))
+    ranged, asked = uri._ranged, []
+    monkeypatch.setattr(uri, "_ranged", lambda path, *at: asked.append(path) or ranged(path, *at))
+    assert run(opened, EvaluationConfig(input=(str(store),))) == local
+    assert not [path for path in asked if path.suffix == ".tar"]
 
 
 def test_nothing_asked_nothing_measured(opened):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from clipray import clip
 from clipray.manifest import ModelSource
@@ -106,11 +105,6 @@ def in_evaluation_mode(module):
 def test_micro_batches_change_nothing(train):
     whole = losses(train(in_evaluation_mode))
     assert losses(train(in_evaluation_mode, accumulate=4)) == pytest.approx(whole, rel=1e-4)
-
-
-def test_parts_that_are_not_equal_are_refused():
-    with pytest.raises(ValidationError, match="cannot be cut into 3 equal parts"):
-        Recipe(loader=LoaderConfig(batch_size=20), accumulate=3)
 
 
 def test_a_locked_tower_keeps_its_weights(train, architecture):
