@@ -17,6 +17,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import get_model_config
+from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -242,6 +243,18 @@ def _check_pretrained(source: ModelSource) -> None:
         )
     if source.pretrained not in tags and not Path(source.pretrained).is_file():
         raise ModelError(f"--pretrained {source.pretrained}: no such file or tag; give {known}")
+    if source.pretrained in tags:
+        _require_activations(source.name.replace("/", "-"), source.pretrained)
+
+
+def _require_activations(name: str, tag: str) -> None:
+    """Weights that were trained with QuickGELU give wrong vectors without it."""
+    quick = f"{name}-quickgelu"
+    if get_pretrained_cfg(name, tag).get("quick_gelu") and quick in open_clip.list_models():
+        raise ModelError(
+            f"model '{name}': the weights '{tag}' were trained with QuickGELU, and its vectors "
+            f"would be wrong; give --model {quick}"
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -104,6 +104,14 @@ def test_losses_are_shown_as_plainly_as_wins(tmp_path):
     assert "| t | l | a CPU s | clipray | 1 | peer | 2 | 0.50 (0.50 to 0.50) |  | × |" in text
 
 
+def test_time_that_a_theme_did_not_need_is_for_those_that_come():
+    themes = list(suite.THEMES)
+    hour = sum(theme.minutes for theme in suite.THEMES.values())
+    assert suite.share_of(themes[0], themes, hour) == suite.THEMES[themes[0]].minutes
+    assert suite.share_of("serving", ["search", "serving", "training"], 40) == 18
+    assert suite.share_of("training", ["search", "serving", "training"], 40) == 40
+
+
 def test_no_round_is_begun_that_would_end_too_late():
     assert list(Pace(3, minutes=0).rounds()) == [0]
     assert list(Pace(3, minutes=1).rounds()) == [0, 1, 2]

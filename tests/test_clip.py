@@ -185,6 +185,12 @@ def evil_files(canary):
     return [plain, zipped.getvalue()]
 
 
+@pytest.mark.parametrize(("name", "tag"), [("ViT-B-32", "openai"), ("ViT-L/14", "metaclip_400m")])
+def test_weights_trained_with_quickgelu_are_not_run_without(name, tag):
+    with pytest.raises(ModelError, match=rf"give --model {name.replace('/', '-')}-quickgelu$"):
+        clip.create(ModelSource(name=name, pretrained=tag), 0)
+
+
 @pytest.mark.parametrize("form", [0, 1])
 def test_code_in_a_weights_file_never_runs(copy, tmp_path, form):
     canary = tmp_path / "canary"

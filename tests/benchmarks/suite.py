@@ -33,7 +33,7 @@ class Theme:
     Attributes:
         name: of its tables.
         module: that is run.
-        minutes: its share of an hour.
+        minutes: its share of an hour, about.
         rounds_from: share of that after which its last round must have ended.
     """
 
@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = args.output or RESULTS
     output.mkdir(parents=True, exist_ok=True)
     at_once = 2 if args.quick else 1  # figures of a quick run are not looked at
+    deadline = time.monotonic() + 60 * args.minutes
     with ThreadPoolExecutor(at_once) as pool:
-        run = lambda name: measured(THEMES[name], args, output)  # noqa: E731
+        run = lambda name: measured(name, args, output, deadline)  # noqa: E731
         outcomes = list(pool.map(run, args.themes))
     log.info("%s", summarize(output, outcomes))
     return int(any(outcome.error for outcome in outcomes))
@@ -87,9 +88,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def measured(theme: Theme, args: argparse.Namespace, output: Path) -> Outcome:
+def share_of(name: str, themes: Sequence[str], left: float) -> float:
+    """Minutes of a theme; what those before it did not need is for all that come."""
+    coming = themes[themes.index(name) :]
+    return THEMES[name].minutes * left / sum(THEMES[each].minutes for each in coming)
+
+
+def measured(name: str, args: argparse.Namespace, output: Path, deadline: float) -> Outcome:
     """Run one theme to its end, or end it."""
-    share = theme.minutes * args.minutes / sum(each.minutes for each in THEMES.values())
+    theme = THEMES[name]
+    share = share_of(name, args.themes, max(0.1, (deadline - time.monotonic()) / 60))
     limit = QUICK_S if args.quick else PATIENCE * 60 * share
     line = [sys.executable, "-m", f"tests.benchmarks.{theme.module}", "--output", str(output)]
     line += ["--quick"] if args.quick else ["--minutes", f"{theme.rounds_from * share:.2f}"]
