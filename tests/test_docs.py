@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -176,6 +177,12 @@ def test_every_option_that_the_text_names_beside_a_command_exists(page):
             known = cli._parser(name, command, command.load()[0])._option_string_actions
             options = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
             assert options <= known.keys(), span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_that_the_text_names_exist(page):
+    for module in re.findall(r"`python -m ([\w.]+)", without_blocks(read(page))):
+        assert find_spec(module), module
 
 
 def without_blocks(text: str) -> str:

@@ -15,7 +15,7 @@ from tests.heads import Head, free_ports
 from tests.pages import ROOT, Block
 from tests.processes import reap
 
-SECONDS = 900
+SECONDS = 1800
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "clipray-demo", "__pycache__", ".*_cache")
 
 # What is written → what is run, in the files of jobs/ and serve_configs/ too.
