@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from clipray.embeddings import Parts
 from clipray.errors import InputError, MismatchError
-from clipray.index.builder import SegmentPlan, assign_rows, build_segment
+from clipray.index.builder import PartSlice, SegmentPlan, assign_rows, build_segment
 from clipray.index.construct import feed, survey
 from clipray.index.deletions import Doomed, mark_shard
 from clipray.index.manifest import IndexFolder, IndexManifest, SegmentRecord, ShardRecord
 from clipray.index.method import EXACT_UP_TO, FLAT
-from clipray.index.placing import place
+from clipray.index.placing import Placed, place
 from clipray.index.survey import PartSurvey, Selection
 from clipray.index.workers import Workers, in_order
 
@@ -40,6 +40,15 @@ class Appended:
     rejected: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Rows of one node for one shard."""
+
+    shard: int
+    node: str | None
+    slices: Sequence[PartSlice]
+
+
 def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appended:
     """Add the rows of all parts, in one version.
 
@@ -55,7 +64,7 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
     surveys, selection = survey(placed, FLAT, workers)
     if not selection.rows:
         raise InputError(f"{parts.root}: no usable row; left out: {selection.reasons()}")
-    built = _build(base, parts, selection, workers)
+    built = _build(base, placed, selection, workers)
     ids = _ids(surveys, selection)
     came = parts.fingerprints().values()
     replaced = 0
@@ -65,7 +74,7 @@ def append_parts(folder: IndexFolder, parts: Parts, workers: Workers) -> Appende
         marked = mark(newest, Doomed(ids=ids), workers)
         replaced = sum(len(found) for _, found in marked)
         shards = [shard for shard, _ in marked]
-        for number, segment in built.items():
+        for number, segment in built:
             held = shards[number % len(shards)]
             segments = (*held.segments, segment)
             shards[number % len(shards)] = held.model_copy(update={"segments": segments})
@@ -93,28 +102,44 @@ def _require_same(base: IndexManifest, parts: Parts, folder: IndexFolder) -> Non
         )
 
 
+def _shares(base: IndexManifest, placed: Placed, *, few: bool) -> list[_Share]:
+    """Few rows go to the smallest shard, more to all; those of a node's own disk stay there."""
+    order = sorted(range(len(base.shards)), key=lambda number: base.shards[number].rows)
+    shares = []
+    for node, rows in placed.rows().items():
+        shards = [n for n in order if node is None or base.shards[n].node in (None, node)]
+        if not shards:
+            raise InputError(
+                f"{placed.parts.root}: parts of it lie on the disk of node '{node}', which holds "
+                "no shard of the index; put them where every node sees them, or build anew"
+            )
+        count = 1 if few else min(len(shards), sum(rows.values()))
+        dealt = zip(shards, assign_rows(rows, count), strict=False)
+        shares += [_Share(shard, node, slices) for shard, slices in dealt]
+    return shares
+
+
 def _build(
-    base: IndexManifest, parts: Parts, selection: Selection, workers: Workers
-) -> dict[int, SegmentRecord]:
-    """New segments by the number of the shard they go to."""
-    rows = {number: parts.parts[number].rows for number in parts}
-    few = selection.rows <= EXACT_UP_TO
-    count = 1 if few else min(len(base.shards), selection.rows)
-    order = sorted(range(len(base.shards)), key=lambda number: base.shards[number].rows)[:count]
+    base: IndexManifest, placed: Placed, selection: Selection, workers: Workers
+) -> list[tuple[int, SegmentRecord]]:
+    """New segments, each with the number of the shard it goes to."""
+    parts, few = placed.parts, selection.rows <= EXACT_UP_TO
+    shares = _shares(base, placed, few=few)
     plans = [
         SegmentPlan(
-            feed=feed(parts, selection, slices),
+            feed=feed(parts, selection, share.slices),
             dim=parts.dim,
             method=FLAT if few else base.method,
             codec=None if few else base.codec,
             total_rows=max(base.rows, 1),
         )
-        for slices in assign_rows(rows, count)
+        for share in shares
     ]
-    nodes = [base.shards[number].node for number in order]
+    nodes = [share.node or base.shards[share.shard].node for share in shares]
     running = workers.run(build_segment, [(plan,) for plan in plans], nodes)
     done = list(tqdm(running, total=len(plans), unit="segment", desc="append"))
-    return {order[each.call]: each.result for each in done if each.result is not None}
+    built = [(shares[each.call].shard, each.result) for each in in_order(done)]
+    return [(shard, segment) for shard, segment in built if segment is not None]
 
 
 def _ids(surveys: Sequence[PartSurvey], selection: Selection) -> NDArray[np.int64]:

@@ -24,15 +24,20 @@ class Placed:
     parts: Parts
     home: Mapping[int, Node]
 
+    def rows(self) -> dict[Node, dict[int, int]]:
+        """By node, the rows of each of its parts."""
+        rows: dict[Node, dict[int, int]] = {}
+        for number in self.parts:
+            rows.setdefault(self.home[number], {})[number] = self.parts.parts[number].rows
+        return rows
+
     def shards(self, count: int) -> list[tuple[Node, list[PartSlice]]]:
         """The rows of each shard, and where it must be built.
 
         Raises:
             ConfigError: fewer rows, or more nodes with rows, than shards.
         """
-        rows: dict[Node, dict[int, int]] = {}
-        for number in self.parts:
-            rows.setdefault(self.home[number], {})[number] = self.parts.parts[number].rows
+        rows = self.rows()
         totals = {node: sum(own.values()) for node, own in rows.items()}
         return [
             (node, slices)
