@@ -28,6 +28,20 @@ def start_silent(arguments):
     return start(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def run_script(script, log, seconds, **options):
+    """A shell script to its end, and of all that it started; its exit code, and what was said."""
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            ["bash", "-x", script], stdin=subprocess.DEVNULL, stdout=said,
+            stderr=subprocess.STDOUT, start_new_session=True, **options,
+        )  # fmt: skip
+        try:
+            code = process.wait(seconds)
+        finally:
+            reap(process.pid)
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
 def of_session(session):
     """Live processes of a session."""
     return _live(3, session)

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.heads import free_ports
-from tests.processes import reap
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "clipray-demo", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".peers", "clipray-demo", "__pycache__", ".*_cache"
+)
 PORTS = [
     f"{name}_PORT" for name in ("HEAD", "DASHBOARD", "CLIENT", "AGENT", "NODE_AGENT", "SERVICE")
 ]
@@ -57,21 +58,8 @@ def test_the_walk_on_this_machine_ends_with_an_answer(copy, ray_files, photos, m
     given |= dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     foreign = {name for name in os.environ if name.startswith(("RAY_", "CLIPRAY_"))}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    said = (tmp_path / "said").open("w+")
-    process = subprocess.Popen(
-        ["bash", "-x", script],
-        cwd=copy,
-        env=kept | {name: str(value) for name, value in given.items()},
-        stdout=said,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        code = process.wait(SECONDS)
-    finally:
-        reap(process.pid)
-        text = Path(said.name).read_text(encoding="utf-8")
-        said.close()
+    env = kept | {name: str(value) for name, value in given.items()}
+    code, text = run_script(script, tmp_path / "said", SECONDS, cwd=copy, env=env)
     assert code == 0, text[-6000:]
     assert '"matches":' in text
     assert '"degraded":false' in text.replace(" ", "")

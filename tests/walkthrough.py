@@ -6,17 +6,18 @@ text is changed only as `_CHANGES` says, for no weights can be downloaded and no
 
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.furniture import Stock, lay_out
 from tests.heads import Head, free_ports
 from tests.pages import ROOT, Block
-from tests.processes import reap
+from tests.processes import run_script
 
 SECONDS = 1800
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "clipray-demo", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".peers", "clipray-demo", "__pycache__", ".*_cache"
+)
 
 # What is written → what is run, in the files of jobs/ and serve_configs/ too.
 _CHANGES = (
@@ -124,22 +125,8 @@ class Place:
         steps = [_PRELUDE, *_begun_before(blocks), *map(self._step, blocks)]
         script = self._folder.with_suffix(".sh")
         script.write_text("".join(steps), encoding="utf-8")
-        log = script.with_suffix(".log")
-        with log.open("wb") as said:
-            process = subprocess.Popen(
-                ["bash", "-x", script],
-                cwd=self._folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(SECONDS)
-            finally:
-                reap(process.pid)
-        return Walk(code, log.read_text(encoding="utf-8", errors="replace"))
+        log, env = script.with_suffix(".log"), self._environment
+        return Walk(*run_script(script, log, SECONDS, cwd=self._folder, env=env))
 
     def _step(self, block: Block) -> str:
         text = self.changed(block.text)
