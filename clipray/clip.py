@@ -234,7 +234,8 @@ def _check_name(name: str) -> None:
 def _check_pretrained(source: ModelSource) -> None:
     if source.name.startswith("hf-hub:"):
         return
-    tags = open_clip.list_pretrained_tags_by_model(source.name.replace("/", "-"))
+    name = source.name.replace("/", "-")
+    tags = open_clip.list_pretrained_tags_by_model(name)
     known = f"a weights file or one of {', '.join(tags) or 'no tags'}"
     if not source.pretrained:
         raise ModelError(
@@ -244,7 +245,7 @@ def _check_pretrained(source: ModelSource) -> None:
     if source.pretrained not in tags and not Path(source.pretrained).is_file():
         raise ModelError(f"--pretrained {source.pretrained}: no such file or tag; give {known}")
     if source.pretrained in tags:
-        _require_activations(source.name.replace("/", "-"), source.pretrained)
+        _require_activations(name, source.pretrained)
 
 
 def _require_activations(name: str, tag: str) -> None:

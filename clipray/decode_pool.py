@@ -1,7 +1,7 @@
 """Processes that make samples ready, where the threads of one interpreter cannot feed a GPU.
 
-Threads share one interpreter with the encoder: on 16 CPUs beside an H200 they left it a tenth of
-the GPU. Pixels come back in shared memory (/dev/shm).
+Threads share one interpreter with the encoder: on 16 CPUs beside an H200 they left it a
+twentieth of the GPU. Pixels come back in shared memory (/dev/shm).
 """
 
 import os
