@@ -32,7 +32,13 @@ from clipray.report import Report
 from clipray.training.checkpoints import MANIFEST, Checkpoints
 from clipray.training.corpus import Corpus
 from clipray.training.loader import plan_of
-from clipray.training.metrics import METRICS_FILE, Progress, read_metrics, samples_per_s
+from clipray.training.metrics import (
+    METRICS_FILE,
+    Progress,
+    data_wait,
+    read_metrics,
+    samples_per_s,
+)
 from clipray.training.peers import Peers
 from clipray.training.plan import Plan
 from clipray.training.rank import Job, Outcome, run_rank
@@ -94,6 +100,7 @@ class TrainReport(Report):
         run: where checkpoints and logs are.
         metrics: of the result: loss of the last epoch, and what was evaluated.
         samples_per_s: over all workers, from the first step to the last, interruptions included.
+        data_wait: share of that time in which the first worker waited for its batches.
     """
 
     output: Path
@@ -101,6 +108,7 @@ class TrainReport(Report):
     identity: ModelIdentity
     metrics: dict[str, float]
     samples_per_s: float
+    data_wait: float
 
     @property
     def loss(self) -> float:
@@ -110,7 +118,8 @@ class TrainReport(Report):
     def summary(self) -> str:
         """Where the model is, and what it is worth."""
         told = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        return f"{self.output}: {self.identity}, {told}, {self.samples_per_s:.0f} samples/s"
+        speed = f"{self.samples_per_s:.0f} samples/s, data wait {self.data_wait:.0%}"
+        return f"{self.output}: {self.identity}, {told}, {speed}"
 
 
 def train(config: TrainConfig) -> TrainReport:
@@ -303,4 +312,5 @@ def _publish(config: TrainConfig, output: Path, run: RunFolder) -> TrainReport:
         identity=identity,
         metrics=manifest.metrics,
         samples_per_s=samples_per_s(lines, config.loader.batch_size),
+        data_wait=data_wait(lines),
     )

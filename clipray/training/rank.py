@@ -24,7 +24,7 @@ from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, C
 from clipray.training.corpus import Corpus
 from clipray.training.evaluation import Evaluation, EvaluationConfig
 from clipray.training.gradients import AUTOCAST
-from clipray.training.loader import Loader, plan_of
+from clipray.training.loader import Loader, begin_processes, plan_of
 from clipray.training.logbook import Logbook, LogConfig
 from clipray.training.metrics import Values
 from clipray.training.peers import Peers
@@ -110,19 +110,19 @@ class _Rank:
     ) -> None:
         self._job, self._corpus, self._run, self._peers = job, corpus, run, peers
         self._signals = signals
+        begin_processes(job.loader)
         self._checkpoints = Checkpoints(run.checkpoints, job.checkpoints)
         self._plan = plan_of(corpus, job.loader, job.seed)
         model = together(lambda: clip.create(job.source, job.seed, job.preprocess), peers)
         state, self._metrics = from_first(self._found, peers)
         self._trainer = together(lambda: Trainer(model, job, self._plan.steps, peers, state), peers)
-        pixels = pixel_reader(model.preprocess)
         self._loader = Loader(
             corpus, job.loader, self._plan, job.seed, rank=peers.rank, world=peers.world,
-            pixels=pixels, tokenize=model.tokenize,
+            pixels=pixel_reader(model.preprocess, job.loader.decode), tokenize=model.tokenize,
         )  # fmt: skip
         self._evaluation = Evaluation(
-            job.evaluation, model, peers, pixels=pixels, threads=job.loader.threads,
-            autocast=AUTOCAST.get(job.precision),
+            job.evaluation, model, peers, pixels=pixel_reader(model.preprocess),
+            threads=job.loader.threads, autocast=AUTOCAST.get(job.precision),
         )  # fmt: skip
         self._saved, self._saved_at = self._trainer.done, time.monotonic()
         self._looked_at, self._written_at = time.monotonic(), time.monotonic()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import faiss
 import numpy as np
@@ -27,11 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipray import __version__, clip, cluster
 from clipray.embed import EmbedConfig, embed
 from clipray.encoder import open_encoder
-from clipray.encoder_options import EncoderOptions
+from clipray.encoder_options import Decode, EncoderOptions
 from clipray.index import Index
 from clipray.manifest import ModelSource
+from clipray.pixels import pixel_reader
 from clipray.training.batch import Batch
-from clipray.training.loader import LoaderConfig
+from clipray.training.corpus import Corpus
+from clipray.training.loader import Loader, LoaderConfig, plan_of
 from clipray.training.metrics import data_wait, read_metrics, samples_per_s
 from clipray.training.peers import Peers
 from clipray.training.trainer import Recipe, Trainer
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 MODEL = "ViT-B-32"
 SIDE, CONTEXT, WORDS = 224, 77, 49_408
 DENSE_BF16 = 989e12  # FLOP/s of an H100 or H200 (SXM) by its data sheet
-FIRST = 5  # steps left out at the beginning
+FIRST = 40  # steps left out: their batches lay ready before the first one
 CUDA = torch.device("cuda")
 EMBED = (  # options of the job
     "{}",
@@ -51,7 +54,7 @@ EMBED = (  # options of the job
     "{decode: fast}",
     "{decode_processes: 0}",
 )
-TRAIN = ("compile=false", "compile=true")
+TRAIN = ("loader.decode=fast", "loader.decode=exact", "compile=true")
 METHOD, ROWS, CLUSTERS = "IVF4096,PQ64x4fs", 300_000, 1000  # of an index
 
 
@@ -60,9 +63,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16_000, help="that are drawn")
     parser.add_argument("--copies", type=int, default=6, help="times that each is read")
     parser.add_argument("--batch", type=int, default=1024, help="of training")
-    parser.add_argument("--only", nargs="+", default=["embed", "train", "index"])
+    parser.add_argument("--only", nargs="+", default=["embed", "load", "train", "index"])
     parser.add_argument("--embed", nargs="+", default=EMBED, help="options of the job, in YAML")
-    parser.add_argument("--train", nargs="+", default=TRAIN, help="one option of the job each")
+    parser.add_argument("--train", nargs="+", default=TRAIN, help="options of the job")
     parser.add_argument("--output", type=Path, help="folder of the table")
     args = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
@@ -72,6 +75,8 @@ def main() -> None:
         lines = list(told(header()))
         if "embed" in args.only:
             lines += told(embedding(root, shards, model, args.embed))
+        if "load" in args.only:
+            lines += told(loading(shards, args.batch))
         if "train" in args.only:
             lines += told(training(root, shards, args.batch, args.train))
         if "index" in args.only:
@@ -194,11 +199,34 @@ def training(root: Path, shards: Path, batch: int, jobs: Sequence[str]) -> Itera
 def measured(
     root: Path, shards: Path, batch: int, jobs: Sequence[str]
 ) -> Iterator[tuple[str, float, str]]:
-    for option in jobs:
-        compiles = option.endswith("true")
-        yield f"resident batches, {option}", resident(batch, compiles=compiles), ""
-        yield f"job, {option}", *train_job(root / option, shards, batch, option)
-        yield f"resident batches, {option}, again", resident(batch, compiles=compiles), ""
+    for number, given in enumerate(jobs):
+        compiles = "compile=true" in given
+        yield f"resident batches, {given}", resident(batch, compiles=compiles), ""
+        yield f"job, {given}", *train_job(root / f"trained-{number}", shards, batch, given)
+        yield f"resident batches, {given}, again", resident(batch, compiles=compiles), ""
+
+
+def loading(shards: Path, batch: int) -> Iterator[str]:
+    """Samples a second that decode processes make while nobody computes."""
+    yield "\n## Decoding for training\n"
+    yield "| loader alone | samples/s |"
+    yield "|---|---|"
+    for decode in get_args(Decode):
+        yield f"| decode={decode} | {loader_alone(shards, batch, decode):.0f} |"
+
+
+def loader_alone(shards: Path, batch: int, decode: Decode) -> float:
+    """Samples a second, in whole rounds of the processes."""
+    corpus = Corpus.survey([str(shards)], {"caption": 1.0})
+    processes = (os.cpu_count() or 2) - 1
+    config = LoaderConfig(batch_size=batch, processes=processes, decode=decode)
+    model = clip.create(ModelSource(name=MODEL), 0)
+    read = pixel_reader(model.preprocess, decode)
+    plan = plan_of(corpus, config, 0)
+    loader = Loader(corpus, config, plan, 0, pixels=read, tokenize=model.tokenize)
+    at = [time.perf_counter() for _ in loader.epoch(0)]
+    last = (len(at) - 1) // processes * processes
+    return batch * last / (at[last] - at[0])
 
 
 def resident(batch: int, *, compiles: bool, steps: int = 30) -> float:
@@ -226,12 +254,13 @@ def step_flops(batch: int) -> float:
     return float(counter.get_total_flops())
 
 
-def train_job(output: Path, shards: Path, batch: int, option: str) -> tuple[float, str]:
+def train_job(output: Path, shards: Path, batch: int, given: str) -> tuple[float, str]:
     """Samples a second and share of waiting, of one epoch without its first steps."""
     line = [sys.executable, "-m", "clipray.cli", "train", "--input", str(shards)]
     line += ["--output", str(output), "--model", MODEL, "--epochs", "1", "--precision", "bf16"]
     line += ["--workers", "1", "--cpus-per-worker", str(os.cpu_count()), "--gpu"]
-    line += ["-o", f"loader.batch_size={batch}", "-o", "log.tensorboard=false", "-o", option]
+    line += ["-o", f"loader.batch_size={batch}", "-o", "log.tensorboard=false"]
+    line += [part for option in given.split() for part in ("-o", option)]
     subprocess.run(line, check=True)
     lines = read_metrics(output.with_name(output.name + "-run") / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line][FIRST:]
