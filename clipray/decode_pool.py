@@ -25,7 +25,7 @@ from clipray.pixels import Pixels
 from clipray.prepare import PartSettings, Prepared, ahead, prepare_one
 from clipray.samples import Entry
 
-CHUNK = 16  # samples of one task
+CHUNK = 32  # samples of one task; with 16 this process spends half as much again on one
 ELSEWHERE = np.empty(0, np.uint8)  # stands for pixels that come in the tensor
 
 
