@@ -21,7 +21,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipray.errors import InputError, ModelError
+from clipray.errors import DamagedError, InputError, ModelError
 from clipray.manifest import (
     TOWER_FILE,
     ModelFolder,
@@ -29,6 +29,7 @@ from clipray.manifest import (
     ModelManifest,
     ModelSource,
     digest,
+    read_tree,
     write_json,
 )
 from clipray.preprocess import OWN, PreprocessConfig
@@ -270,11 +271,11 @@ def _reason(error: Exception) -> str:
 
 def _read_architecture(file: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({error})") from None
+        tree = read_tree(file)
+    except DamagedError as error:
+        raise InputError(str(error)) from None
     wanted = {"embed_dim", "vision_cfg", "text_cfg"}
-    if not isinstance(tree, dict) or not wanted <= tree.keys():
+    if not wanted <= tree.keys():
         raise InputError(f"{file}: expected open_clip's model_cfg with {sorted(wanted)}")
     return tree
 

@@ -174,7 +174,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise DamagedError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, no manifest")
+            raise DamagedError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
         data = path.read_bytes()
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read as JSON ({error})") from None

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clipray import clip
 from clipray.errors import InputError, ModelError
-from clipray.manifest import ModelFolder, ModelManifest, ModelSource, read_json
+from clipray.manifest import MAX_MANIFEST_BYTES, ModelFolder, ModelManifest, ModelSource, read_json
 from clipray.preprocess import PreprocessConfig
 from tests.drawing import drawings
 from tests.training import towers
@@ -92,7 +92,10 @@ def test_an_architecture_that_is_none_is_told(tmp_path):
     path = tmp_path / "a.json"
     for content, told in [
         ("{", "cannot be read as JSON"),
-        ("[]", "expected open_clip's model_cfg"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (" " * (MAX_MANIFEST_BYTES + 1), "larger than"),
+        ("[]", "expected a JSON object"),
+        ("{}", "expected open_clip's model_cfg"),
     ]:
         path.write_text(content)
         with pytest.raises(InputError, match=told):

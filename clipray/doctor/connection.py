@@ -28,13 +28,26 @@ def connected(address: str) -> Iterator[None]:
         UnreachableError: it does not answer, or does not let this process in.
     """
     _require_listening(address)
-    os.environ[cluster.ADDRESS] = address
     with ExitStack() as stack:
+        stack.enter_context(_address(address))
         try:
             stack.enter_context(cluster.session())
         except Exception as error:  # Ray raises all sorts here
             raise UnreachableError(_refused(address, error)) from error
         yield
+
+
+@contextmanager
+def _address(address: str) -> Iterator[None]:
+    before = os.environ.get(cluster.ADDRESS)
+    os.environ[cluster.ADDRESS] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[cluster.ADDRESS]
+        else:
+            os.environ[cluster.ADDRESS] = before
 
 
 def _require_listening(address: str) -> None:

@@ -107,6 +107,8 @@ class CallServer:
             frame = _frame(number, (True, await getattr(self._target, method)(*arguments)))
         except Exception as error:  # noqa: BLE001  it belongs to the caller
             frame = _frame(number, (False, _portable(error)))
+        if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            writer.transport.abort()  # who asked does not read what it is answered
         writer.write(frame)
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from clipray.errors import QueryError
+from clipray.serve import wire
 from clipray.serve.calls import Direct
 from clipray.serve.wire import HEADER, SECRET_BYTES, Address, CallServer, Channel
 
@@ -22,7 +23,7 @@ class Replica:
     def __init__(self, name="one"):
         self.name = name
         self.server = CallServer(
-            self, {"double", "refuse", "wait", "who", "pause", "puzzle"}, "127.0.0.1"
+            self, {"double", "refuse", "wait", "who", "pause", "puzzle", "fill"}, "127.0.0.1"
         )
         self.asked = []
 
@@ -42,6 +43,9 @@ class Replica:
     async def pause(self, seconds):
         await asyncio.sleep(seconds)
         return self.name
+
+    async def fill(self, size):
+        return bytes(size)
 
     async def puzzle(self):
         raise PuzzleError(1, 2)
@@ -110,6 +114,24 @@ def test_nothing_of_a_stranger_is_unpickled():
         writer.close()
         assert not Canary.cried
         assert address.secret.hex() not in repr(address)
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_reads_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(wire, "MAX_UNSENT_BYTES", 1 << 20)
+
+    async def main():
+        address = await Replica().server.address()
+        reader, writer = await asyncio.open_connection(address.host, address.port, limit=1)
+        writer.write(address.secret)
+        asking = pickle.dumps(("fill", (1 << 20,)))
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(20):
+                while True:
+                    writer.write(HEADER.pack(len(asking), 1) + asking)
+                    await writer.drain()
+                    await asyncio.sleep(0.001)
 
     asyncio.run(main())
 
