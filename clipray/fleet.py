@@ -81,7 +81,7 @@ def plan_fleet(
         shards: to be embedded.
     """
     gpus = float(any(node.gpus for node in alive)) if gpus is None else gpus
-    cpus = max(1.0, _share(alive, gpus))
+    cpus = max(1.0, room.share(alive, gpus))
     fit = room.count(alive, Needs(0 if gpus else 1, gpus))
     work = shards if samples is None else min(shards, math.ceil(samples / SAMPLES_PER_ACTOR))
     wanted = min(fit, work) if most is None else most
@@ -91,12 +91,6 @@ def plan_fleet(
         cpus=cpus,
         gpus=gpus,
     )
-
-
-def _share(alive: Sequence[Node], gpus: float) -> float:
-    """CPUs that every node with GPUs has for an actor; others may have more, or only CPUs."""
-    hosts = (node for node in alive if gpus and node.gpus >= gpus)
-    return min((node.cpus // node.gpus * gpus for node in hosts), default=1.0)
 
 
 class ShardEncoder:

@@ -95,7 +95,7 @@ def _steps(config: PipelineConfig) -> Iterator[Step]:
 def _cpus(config: PipelineConfig) -> int:
     """What the widest step needs of a local cluster."""
     train = config.train
-    ranks = (train.workers or 1) * train.cpus_per_worker if train else 1
+    ranks = (train.workers or 1) * (train.cpus_per_worker or 1) if train else 1
     return max(1, ranks, config.embed.workers)
 
 

@@ -48,6 +48,15 @@ def count(alive: Sequence[Node], needs: Needs) -> int:
     return sum(_count(node, needs) for node in alive)
 
 
+def share(alive: Sequence[Node], gpus: float = 1) -> float:
+    """CPUs that every node with GPUs has for a worker with so many of them; 1 where none has any.
+
+    Other nodes may have more, or only CPUs.
+    """
+    hosts = (node for node in alive if gpus and node.gpus >= gpus)
+    return min((node.cpus // node.gpus * gpus for node in hosts), default=1.0)
+
+
 def _count(node: Node, needs: Needs) -> int:
     has = ((node.cpus, needs.cpus), (node.gpus, needs.gpus))
     return int(min(there // asked for there, asked in has if asked))

@@ -6,6 +6,7 @@ result is a model folder.
 
 import logging
 import math
+import os
 import shutil
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -78,7 +79,12 @@ class TrainConfig(Job):
     min_workers: int | None = Field(
         None, ge=1, description="go on with so few while nodes are gone; all where not given"
     )
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs of one worker")
+    cpus_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPUs of one worker; where not given, its share: of a node beside its GPUs, or "
+        "of this machine; on CPUs of a cluster 1",
+    )
     gpu: bool | None = Field(
         None, description="give every worker a GPU; where not given, if there are enough"
     )
@@ -151,7 +157,7 @@ def train(config: TrainConfig) -> TrainReport:
     # A wrong model is told here and not by a worker.
     clip.create(source, config.seed, config.preprocess)
     storage.make_folder(output.parent)
-    with run.held(), cluster.session(cpus=(config.workers or 1) * config.cpus_per_worker):
+    with run.held(), cluster.session(_least_cpus(config)):
         settled = _settled(config, plan)
         run.begin(settled.model_dump(mode="json"), FREE)
         _fit(settled, corpus, run, plan.steps)
@@ -165,7 +171,7 @@ def train_worker(put: dict[str, Any]) -> Outcome | ClipRayError:
     """
     tree = ray.get(put["tree"])
     config: TrainConfig = tree["config"]
-    torch.set_num_threads(config.cpus_per_worker)
+    torch.set_num_threads(config.cpus_per_worker or 1)
     logging.getLogger("clipray").addHandler(DeskHandler(tree["desk"]))
     node = nodes.here()
     peers = Peers.join(_device(), None if node == tree["home"] else node)
@@ -176,6 +182,10 @@ def train_worker(put: dict[str, Any]) -> Outcome | ClipRayError:
         raise
     except ClipRayError as error:
         return error
+
+
+def _least_cpus(config: TrainConfig) -> int:
+    return (config.workers or 1) * (config.cpus_per_worker or 1)
 
 
 def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
@@ -190,16 +200,27 @@ def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
 
 def _settled(config: TrainConfig, plan: Plan) -> TrainConfig:
     """With the number of workers, and what they compute on, as the cluster has it."""
-    needs = nodes.Needs(cpus=config.cpus_per_worker, gpus=1 if config.gpu else 0)
+    needs = nodes.Needs(cpus=config.cpus_per_worker or 1, gpus=1 if config.gpu else 0)
     room.wait(needs, config.min_workers or config.workers or 1)
     gpus = int(cluster.resources().get("GPU", 0))
     workers = config.workers or max(1, gpus)
     plan.check_world(workers, config.accumulate)
     gpu = gpus >= workers if config.gpu is None else config.gpu
-    loader = config.loader
+    cpus, loader = config.cpus_per_worker or _share(workers, gpu=gpu), config.loader
     if gpu and loader.processes is None:  # a GPU is fed by more than one interpreter
-        loader = loader.model_copy(update={"processes": config.cpus_per_worker - 1})
-    return config.model_copy(update={"workers": workers, "gpu": gpu, "loader": loader})
+        loader = loader.model_copy(update={"processes": cpus - 1})
+    settled = {"workers": workers, "gpu": gpu, "cpus_per_worker": cpus, "loader": loader}
+    return config.model_copy(update=settled)
+
+
+def _share(workers: int, *, gpu: bool) -> int:
+    """CPUs of one worker, where the user leaves that open."""
+    alive = list(nodes.present())
+    if gpu:
+        return max(1, int(room.share(alive)))
+    if not cluster.is_alone():
+        return 1
+    return max(1, min(int(alive[0].cpus), os.cpu_count() or 1) // workers)
 
 
 def _device() -> torch.device:
@@ -238,7 +259,7 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, most) if config.min_workers else most,  # type: ignore[arg-type]
             use_gpu=bool(config.gpu),
-            resources_per_worker={"CPU": config.cpus_per_worker},
+            resources_per_worker={"CPU": config.cpus_per_worker or 1},
         ),
         run_config=RunConfig(
             storage_path=scratch,

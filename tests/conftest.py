@@ -33,6 +33,7 @@ from clipray.training.run_folder import RunFolder
 from tests.drawing import write_folder, write_shards
 from tests.training.told import Told
 
+SESSION_CPUS = 4
 ARCHITECTURE = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
@@ -127,7 +128,7 @@ def embeddings(workspace: Path, shards: Path, model: Path, encoder: Encoder) -> 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
-    with cluster.session(cpus=4):
+    with cluster.session(cpus=SESSION_CPUS):
         yield
 
 

@@ -24,6 +24,21 @@ def test_workers_fit_by_cpus_and_gpus_of_each_node(alive, needs, workers):
     assert room.count(alive, needs) == workers
 
 
+@pytest.mark.parametrize(
+    ("alive", "gpus", "cpus"),
+    [
+        ([node(32, 4), node(64)], 1, 8),
+        ([node(32, 4), node(16, 4)], 1, 4),
+        ([node(32, 4)], 0.5, 4),
+        ([node(2, 4)], 1, 0),
+        ([node(64)], 1, 1),
+        ([node(64, 1)], 0, 1),
+    ],
+)
+def test_a_worker_has_its_share_of_the_cpus_beside_gpus(alive, gpus, cpus):
+    assert room.share(alive, gpus) == cpus
+
+
 def test_nothing_is_said_of_what_is_there(ray_session, caplog):
     room.wait(Needs(cpus=2), 2)
     assert not caplog.records

@@ -1,5 +1,7 @@
 """Training on a real Ray, two workers."""
 
+import os
+
 import open_clip
 import pytest
 import torch
@@ -12,6 +14,7 @@ from clipray.training.loader import LoaderConfig
 from clipray.training.metrics import METRICS_FILE, read_metrics
 from clipray.training.optim import OptimConfig
 from clipray.training.trainer import STATE_FILE
+from tests.conftest import SESSION_CPUS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -45,6 +48,8 @@ def test_two_workers_train_a_model_that_open_clip_opens(config):
         assert module.eval().encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
     written = yaml.safe_load((config.output / CONFIG_FILE).read_text())
     assert TrainConfig.model_validate(written).loader == config.loader
+    begun = yaml.safe_load((config.output.with_name("trained-run") / CONFIG_FILE).read_text())
+    assert begun["cpus_per_worker"] == max(1, min(SESSION_CPUS, os.cpu_count()) // 2)
     left = sorted(path.name for path in config.output.parent.iterdir())
     assert left == ["trained", "trained-run"]
     assert not (config.output / STATE_FILE).exists()

@@ -1,7 +1,6 @@
 """`clipray paddle train`: CLIP.yaml as a training run of ours."""
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -99,7 +98,6 @@ def translate(file: PaddleTrainConfig, workers: int, notes: Notes) -> TrainConfi
         preprocess=preprocessing(file),
         workers=workers,
         gpu=gpu,
-        cpus_per_worker=1 if gpu or cluster.is_remote() else os.cpu_count() or 1,
         epochs=file.Global.epochs,
         precision="fp32",
         loader=_loader(file.DataLoader, workers, notes),

@@ -258,7 +258,7 @@ def train_job(output: Path, shards: Path, batch: int, given: str) -> tuple[float
     """Samples a second and share of waiting, of one epoch without its first steps."""
     line = [sys.executable, "-m", "clipray.cli", "train", "--input", str(shards)]
     line += ["--output", str(output), "--model", MODEL, "--epochs", "1", "--precision", "bf16"]
-    line += ["--workers", "1", "--cpus-per-worker", str(os.cpu_count()), "--gpu"]
+    line += ["--workers", "1", "--gpu"]
     line += ["-o", f"loader.batch_size={batch}", "-o", "log.tensorboard=false"]
     line += [part for option in given.split() for part in ("-o", option)]
     subprocess.run(line, check=True)

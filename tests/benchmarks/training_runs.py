@@ -33,7 +33,7 @@ LAST = 3  # steps left out at the end, when nothing is decoded any more
 TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {WORKERS} "
 TRAIN = (
     "{python} -m clipray.cli train -c {config} --input {shards} --output {output}/model "
-    f"--run {{output}}/run --workers {WORKERS}"
+    f"--run {{output}}/run --workers {WORKERS} --cpus-per-worker 1"
 )
 LOOP = (
     "{python} " + TORCHRUN + "-m tests.benchmarks.contestants.torchrun_loop "
