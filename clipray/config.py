@@ -173,7 +173,7 @@ def near_key(place: Sequence[int | str], known: Sequence[str]) -> str:
     here = [key.removeprefix(section) for key in known if key.startswith(section)]
     beside = [key for key in here if "." not in key]
     elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}
-    for names in (dict(zip(beside, beside, strict=True)), elsewhere):
-        if near := get_close_matches(name, names, n=1):
-            return f", did you mean '{names[near[0]]}'?"
-    return ""
+    if near := get_close_matches(name, beside, n=1):
+        return f", did you mean '{near[0]}'?"
+    near = get_close_matches(name, elsewhere, n=1, cutoff=0.8)  # nearer: many are searched
+    return f", did you mean '{elsewhere[near[0]]}'?" if near else ""
