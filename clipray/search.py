@@ -49,7 +49,7 @@ class SearchConfig(EncoderOptions):
     filter: FilterTree | None = Field(
         None, description='which rows count, by their metadata, as JSON: {"width": {"$gte": 256}}'
     )
-    columns: tuple[str, ...] = Field(("caption",), description="metadata to show")
+    columns: tuple[str, ...] = Field(("caption",), description="metadata to show; may be repeated")
     deduplicate: float | None = Field(
         None, gt=0, le=1, description="leave out what has this cosine or more with a better match"
     )

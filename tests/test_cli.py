@@ -161,6 +161,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, flat_index, photos, model
     assert not (tmp_path / "out").exists()
 
 
+def test_help_shows_the_default_of_a_list_as_it_is_typed(capsys):
+    shown = " ".join(run(capsys, "search", "--help")[1].split())
+    assert "metadata to show; may be repeated (default: caption)" in shown
+
+
 def test_help_lists_first_what_must_be_given(capsys):
     for name in ("embed", "search", "serve", "export"):
         shown = run(capsys, *name.split(), "--help")[1].partition("say more")[2]
