@@ -68,6 +68,8 @@ class EmbedReport(Report):
                 f"busy {self.encoder_busy:.0%} of the time; seconds: {spent}"
             )
         lines += [f"rejected {count}: {reason}" for reason, count in sorted(self.rejected.items())]
+        if self.rejected:
+            lines.append(f"rejected samples are listed in {self.output / 'rejected'}")
         lines += [f"skipped {path}: {reason}" for path, reason in sorted(self.skipped.items())]
         return "\n".join(lines)
 

@@ -325,7 +325,8 @@ def _help(field: FieldInfo) -> str:
     if field.is_required():
         return f"{text} (required)"
     shown = field.get_default(call_default_factory=True)
-    return text if shown is None or shown == () else f"{text} (default: {shown})"
+    shown = ", ".join(map(str, shown)) or None if isinstance(shown, tuple) else shown
+    return text if shown is None else f"{text} (default: {shown})"
 
 
 def _inner_type(annotation: Any) -> Any:

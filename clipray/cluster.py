@@ -106,6 +106,8 @@ def _start(cpus: int) -> None:
         with _stderr_on_failure():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
+    if sys.stderr.isatty():  # it takes seconds, and nothing else is drawn yet
+        sys.stderr.write("starting Ray on this machine\n")
     with _interrupt_deferred(), _stderr_on_failure():
         ray.init(
             address="local",

@@ -67,7 +67,7 @@ def parse(kind: type[ConfigT], tree: Mapping[str, Any], where: str) -> ConfigT:
 
 def problems(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     """Each error of a validation, with the key that was meant where one is near."""
-    known = set(_keys(kind))
+    known = list(keys(kind))
     return [_tell(detail, known) for detail in error.errors()]
 
 
@@ -137,11 +137,12 @@ def _number(place: list[Any], given: str, where: str) -> int:
     return int(given)
 
 
-def _keys(kind: type[BaseModel]) -> Iterator[str]:
+def keys(kind: type[BaseModel], section: str = "") -> Iterator[str]:
+    """All keys, those in sections and in lists of sections as `section.key`."""
     for name, field in kind.model_fields.items():
-        yield name
+        yield section + name
         for inner in models_in(field.annotation):
-            yield from _keys(inner)
+            yield from keys(inner, f"{section}{name}.")
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -152,13 +153,27 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-def _tell(detail: ErrorDetails, known: set[str]) -> str:
+def _tell(detail: ErrorDetails, known: Sequence[str]) -> str:
     path = ".".join(str(part) for part in detail["loc"])
+    found = _BRIEF.repr(detail["input"])
     if detail["type"] == "extra_forbidden":
-        near = get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f", did you mean '{near[0]}'?" if near else ""
-        return f"unknown key '{path}'{hint}"
+        return f"unknown key '{path}'{near_key(detail['loc'], known)}"
     if detail["type"] == "missing":
         return f"'{path}' is missing"
+    if detail["type"] == "tuple_type" and isinstance(detail["input"], str):
+        return f"{path}: expected a list such as [{found}] (found {found})"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (found {_BRIEF.repr(detail['input'])})" if path else message
+    return f"{path}: {message} (found {found})" if path else message
+
+
+def near_key(place: Sequence[int | str], known: Sequence[str]) -> str:
+    """The nearest key: of the same section by its name, else with the section it belongs to."""
+    *sections, name = (str(part) for part in place if isinstance(part, str))
+    section = "".join(f"{part}." for part in sections)
+    here = [key.removeprefix(section) for key in known if key.startswith(section)]
+    beside = [key for key in here if "." not in key]
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}
+    if near := get_close_matches(name, beside, n=1):
+        return f", did you mean '{near[0]}'?"
+    near = get_close_matches(name, elsewhere, n=1, cutoff=0.8)  # nearer: many are searched
+    return f", did you mean '{elsewhere[near[0]]}'?" if near else ""

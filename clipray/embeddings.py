@@ -184,7 +184,9 @@ class Parts:
             )
         filled = {number: part for number, part in parts.items() if part.rows}
         if not filled:
-            raise InputError(f"{root}: no finished part with rows; run `clipray embed` first")
+            whole = parts and len(parts) >= len(manifest.shards)
+            why = "all samples were rejected or filtered out" if whole else "run `clipray embed`"
+            raise InputError(f"{root}: no finished part with rows; {why}")
         return cls(root, manifest, chosen, filled, len(manifest.shards) - len(parts))
 
     def __iter__(self) -> Iterator[int]:

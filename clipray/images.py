@@ -18,6 +18,9 @@ MAX_ASPECT = 100  # 20000 x 1 took 10 s and 5 GB to resize to a short side of 22
 MAX_STRETCH = 1e-3  # of a JPEG that is decoded at a fraction of its size
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads MPO as a JPEG
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+OTHER_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+)  # of phones and cameras; Pillow alone reads none of them
 
 # What Pillow's decoders raise on hostile bytes; any other exception is a bug to be seen.
 _DECODE_ERRORS = (

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from clipray import cluster, uri
+from clipray.config import parse
 from clipray.duplicates import asks, without_duplicates
 from clipray.encoder import Encoder, open_encoder
 from clipray.encoder_options import EncoderOptions
-from clipray.errors import DamagedError, InputError, QueryError
+from clipray.errors import DamagedError, ImageError, InputError, QueryError
 from clipray.filters import FilterTree
 from clipray.images import MAX_BYTES
 from clipray.index import Index
@@ -48,7 +49,7 @@ class SearchConfig(EncoderOptions):
     filter: FilterTree | None = Field(
         None, description='which rows count, by their metadata, as JSON: {"width": {"$gte": 256}}'
     )
-    columns: tuple[str, ...] = Field(("caption",), description="metadata to show")
+    columns: tuple[str, ...] = Field(("caption",), description="metadata to show; may be repeated")
     deduplicate: float | None = Field(
         None, gt=0, le=1, description="leave out what has this cosine or more with a better match"
     )
@@ -83,27 +84,30 @@ def search(config: SearchConfig) -> SearchReport:
     """Open the index and, where the query needs it, the model, and search once.
 
     Raises:
+        ConfigError: more matches or a longer text than any query may ask for.
+        ImageError: an image file that cannot be decoded.
         InputError: no such index or image file, or a store that cannot be read.
         MismatchError: the model is not the one the index was built with.
         QueryError: an unknown key or column.
         UnavailableError: a node of the running cluster that has shards is not alive.
     """
-    image = _read_image(config.image) if config.image else None
-    query = Query(
-        text=config.text,
-        image=image,
-        key=config.key,
-        k=config.k,
-        threshold=config.threshold,
-        filter=config.filter,
-        columns=config.columns,
-        deduplicate=config.deduplicate,
-    )
+    query = _asked(config)
     with opened(config) as index:
         encoder = None if config.key else open_for(index, config)
-        matches = find(index, encoder, query)
+        try:
+            matches = find(index, encoder, query)
+        except ImageError as error:
+            raise ImageError(f"{config.image}: {error}") from None
     rows = tuple(match.to_json() for match in matches)
     return SearchReport(version=index.manifest.version, matches=rows)
+
+
+def _asked(config: SearchConfig) -> Query:
+    """The query that the options stand for; the limits are those of the service."""
+    names = ("text", "key", "k", "threshold", "filter", "columns", "deduplicate")
+    tree = {name: getattr(config, name) for name in names}
+    tree["image"] = _read_image(config.image) if config.image else None
+    return parse(Query, tree, where="options")
 
 
 @contextmanager

@@ -5,7 +5,9 @@ spans several folders makes a source of each, because the keys of img2dataset be
 folder. What lies in a source is found in `dataset`.
 """
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ import bracex
 from clipray import images, uri
 from clipray.errors import ConfigError, InputError
 from clipray.uri import AnyPath
+
+log = logging.getLogger(__name__)
 
 MAX_FILES = 1_000_000  # that the braces of one pattern may name
 LOOKUPS = 32  # at once; each is a request where the files are remote
@@ -73,9 +77,21 @@ def find_sources(inputs: Sequence[str]) -> Sources:
 
 
 def pictures_below(folder: AnyPath) -> list[str]:
-    """Names of the image files below a folder, relative to it, sorted."""
-    inner = ((path, uri.below(path, folder)) for path in folder.rglob("*"))
-    return sorted(name for path, name in inner if images.is_picture(name) and path.is_file())
+    """Names of the image files below a folder, relative to it, sorted.
+
+    Pictures of formats that are not read are counted in a warning, so that nobody misses them.
+    """
+    found, others = [], Counter[str]()
+    for path in folder.rglob("*"):
+        name = uri.below(path, folder)
+        if images.is_picture(name):
+            found += [name] if path.is_file() else []
+        elif (suffix := path.suffix.lower()) in images.OTHER_SUFFIXES:
+            others[suffix] += 1
+    if others:
+        told = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        log.warning("%s: not read: %s; save them as .jpg or .png", folder, told)
+    return sorted(found)
 
 
 def absolute(given: str) -> str:

@@ -115,10 +115,15 @@ def wrong_uses(flat_index, photos, model, tmp_path):
         ((*train, "-c", tmp_path / "none.yaml"), "cannot be read"),
         ((*train, "-o", "optim.lrr=1"), "unknown key 'optim.lrr'"),
         ((*train, "-o", "optim.lr=fast"), "optim.lr"),
+        ((*train, "-o", "batch_size=8"), "did you mean 'loader.batch_size'?"),
+        ((*train, "-o", "optim.epoch=8"), "did you mean 'epochs'?"),
+        ((*train, "-o", "evaluation.input=HELD"), "expected a list such as ['HELD']"),
         ((*train, "-o", "optim"), "expected section.key=value"),
         (("search", "--index", tmp_path, "--text", "a"), "no index folder"),
         (("search", "--index", flat_index), "exactly one of"),
-        (("search", "--index", flat_index, "--image", typo), "not a readable image"),
+        (("search", "--index", flat_index, "--image", typo), f"{typo}: not a readable image"),
+        (("search", "--index", flat_index, "--text", "a" * 10_000), "at most 2000 characters"),
+        (("search", "--index", flat_index, "--text", "a", "-k", "20000"), "equal to 10000 (found"),
         (("search", "--index", flat_index, "--key", "nobody"), "no row"),
         (("search", "--index", flat_index, "--txt", "a"), "unrecognized arguments"),
         (("index", "build", "--embeddings", photos, "--index", out), "no embeddings folder"),
@@ -154,6 +159,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(capsys, flat_index, photos, model
             assert len(err.strip().splitlines()) == 1, (command, err)
     assert sorted(photos.rglob("*")) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_the_default_of_a_list_as_it_is_typed(capsys):
+    shown = " ".join(run(capsys, "search", "--help")[1].split())
+    assert "metadata to show; may be repeated (default: caption)" in shown
 
 
 def test_help_lists_first_what_must_be_given(capsys):

@@ -1,6 +1,7 @@
 """An address where no cluster is, is told at once."""
 
 import socket
+import sys
 
 import pytest
 
@@ -24,6 +25,17 @@ def test_the_address_of_a_dashboard_is_refused():
 
 def test_words_of_ray_are_left_to_it():
     cluster.require_answer("auto")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_whoever_watches_is_told_that_ray_starts(monkeypatch, capsys, watched):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: None)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    with cluster.session():
+        assert ("starting Ray" in capsys.readouterr().err) is watched
 
 
 def test_a_command_asks_before_ray_does(monkeypatch):

@@ -148,6 +148,20 @@ def test_an_override_reaches_into_a_list(tmp_path):
             load_config(Ladder, file, [f"steps.{place}.height=5"])
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("hight", ", did you mean 'steps.height'?"),
+        ("top.step", ", did you mean 'steps'?"),
+        ("heat", ""),
+    ],
+)
+def test_a_key_of_another_section_is_told_where_it_is_near(key, told):
+    with pytest.raises(ConfigError) as caught:
+        load_config(Ladder, None, [f"{key}=5"])
+    assert str(caught.value) == f"options: unknown key '{key}'{told}"
+
+
 @pytest.mark.parametrize("section", ["steps.0", "top"])
 def test_a_key_in_a_list_has_near_keys_too(tmp_path, section):
     file = tmp_path / "ladder.yaml"

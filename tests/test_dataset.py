@@ -65,6 +65,14 @@ def test_a_folder_lists_images_with_the_captions_beside_them(tmp_path):
     ]
 
 
+def test_pictures_of_formats_that_are_not_read_are_told(tmp_path, caplog):
+    folder = write_folder(tmp_path / "photos", count=2)
+    for name in ("one.HEIC", "two.heic", "three.nef", "film.mp4"):
+        (folder / name).write_bytes(b"")
+    entries(folder)
+    assert f"{folder}: not read: 2 .heic, 1 .nef; save them as" in caplog.text
+
+
 def test_a_large_folder_is_cut_into_shards(tmp_path):
     for number in range(IMAGES_PER_SHARD + 1):
         (tmp_path / f"{number:05d}.jpg").touch()

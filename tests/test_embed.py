@@ -139,7 +139,9 @@ def test_a_hopeless_run_stops_early(on_ray, tmp_path):
         (tmp_path / f"no/{number}.png").write_bytes(b"no picture")
     given = {"input": (str(hopeless), str(tmp_path / "no")), "modality": "image"}
     tolerant = config.model_copy(update=given)
-    assert embed(tolerant).rejected == {"not a readable image": 40}
+    report = embed(tolerant)
+    assert report.rejected == {"not a readable image": 40}
+    assert report.summary().endswith(f"listed in {tolerant.output / 'rejected'}")
     strict = tolerant.model_copy(update={"output": tmp_path / "s", "max_reject_fraction": 0.2})
     with pytest.raises(ClipRayError, match="40 of 160 samples were rejected"):
         embed(strict)

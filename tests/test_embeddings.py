@@ -53,10 +53,13 @@ def test_nothing_to_read_is_told(root, tmp_path):
         Parts.open(root, "text")
     with pytest.raises(InputError, match="no embeddings folder"):
         Parts.open(tmp_path / "none")
-    for number in (0, 1):
+    for number in (0, 1, 2):
         EmbeddingsFolder(root).done(number).unlink()
-    with pytest.raises(InputError, match="no finished part with rows"):
+    with pytest.raises(InputError, match="no finished part with rows; run `clipray embed`"):
         Parts.open(root)
+    empty = write_embeddings(tmp_path / "empty", [([], random_halves(0))])
+    with pytest.raises(InputError, match="all samples were rejected or filtered out"):
+        Parts.open(empty)
 
 
 @pytest.mark.parametrize("name", ["img_emb/img_emb_00001.npy", "metadata/metadata_00001.parquet"])

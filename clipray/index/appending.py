@@ -95,7 +95,7 @@ def mark(
 
 
 def _require_same(base: IndexManifest, parts: Parts, folder: IndexFolder) -> None:
-    base.model.require(parts.manifest.model, f"{parts.root}: the model")
+    base.model.require(parts.manifest.model, f"{folder.root}: the model of {parts.root}")
     if parts.modality != base.modality:
         raise MismatchError(
             f"{parts.root}: {parts.modality} vectors, but {folder.root} holds {base.modality} ones"

@@ -118,6 +118,7 @@ def bound(listen: Listen, *, shared: bool) -> socket.socket:
     except OSError as error:
         found.close()
         raise ConfigError(
-            f"port {listen.port} on {listen.host}: cannot listen there ({error})"
+            f"port {listen.port} on {listen.host}: cannot listen there ({error}); "
+            "choose another port, or end what uses it"
         ) from None
     return found

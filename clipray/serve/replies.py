@@ -1,6 +1,7 @@
 """Replies in JSON, and errors as replies with the right status."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
+from clipray.config import keys, near_key
 from clipray.errors import (
     AccessError,
     ClipRayError,
@@ -19,10 +21,12 @@ from clipray.errors import (
     UsageError,
     plain,
 )
+from clipray.query import Query
 from clipray.serve.meter import Meter
 
 MAX_TOLD = 1_000  # characters of a refusal, which may repeat what was asked
 RETRY_S = 1
+KEYS = tuple(keys(Query))  # clip-retrieval's bodies have others
 
 # The first that fits counts.
 STATUSES: tuple[tuple[type[BaseException], int], ...] = (
@@ -63,7 +67,8 @@ class Refusals:
     def reply(self, error: Exception) -> Response:
         """What to say of a body that is no query, or of what cannot be had."""
         if isinstance(error, ValidationError | RequestValidationError):
-            told = "; ".join(f"{_place(detail)}{detail['msg']}" for detail in error.errors()[:3])
+            known = KEYS if isinstance(error, ValidationError) else ()
+            told = "; ".join(_told(detail, known) for detail in error.errors()[:3])
             error = QueryError(told.replace("Value error, ", ""))
         cause = plain(error)
         self._meter.failed(cause)
@@ -74,13 +79,17 @@ class Refusals:
         """No such route, or not with this method."""
         assert isinstance(error, HTTPException)  # noqa: S101  as registered
         kind = "NotFoundError" if error.status_code == 404 else "QueryError"
+        allowed = (error.headers or {}).get("Allow")
         told = f"{request.method} {request.url.path}: {error.detail}"
-        return _reply(error.status_code, kind, told)
+        return _reply(error.status_code, kind, f"{told}; use {allowed}" if allowed else told)
 
 
-def _place(detail: Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"] if part != "body")
-    return f"{path}: " if path else ""
+def _told(detail: Any, known: Sequence[str]) -> str:
+    place = [part for part in detail["loc"] if part != "body"]
+    path = ".".join(str(part) for part in place)
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{path}'{near_key(place, known)}"
+    return f"{path}: {detail['msg']}" if path else str(detail["msg"])
 
 
 def _reply(status: int, kind: str, message: str) -> Response:

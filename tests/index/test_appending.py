@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from clipray.embeddings import Parts
-from clipray.errors import InputError
+from clipray.errors import InputError, MismatchError
 from clipray.index import Index, appending
 from clipray.index.appending import append_parts
 from clipray.index.manifest import IndexFolder
 from clipray.index.workers import Here
+from clipray.manifest import ModelIdentity, ModelSource
 from tests.handmade import build_index, cut_parts, random_halves, write_embeddings
 
 HALVES = random_halves(90)
@@ -73,3 +74,14 @@ def test_parts_on_own_disks_stay_where_they_are(grown, monkeypatch, shards, name
 def test_a_node_without_a_shard_is_named(grown):
     with pytest.raises(InputError, match="on the disk of node 'c', which holds no shard"):
         grown(["a", "b"], "ac")
+
+
+def test_embeddings_of_another_model_are_told_from_the_index(tmp_path):
+    parts = cut_parts(HALVES[:4], 1)
+    build_index(tmp_path / "i", write_embeddings(tmp_path / "base", parts))
+    other = ModelIdentity(name="b", dim=HALVES.shape[1], weights="v", preprocess="p", tokenizer="t")
+    model = (other, ModelSource(name="b"))
+    added = Parts.open(write_embeddings(tmp_path / "added", parts, model=model))
+    folder = IndexFolder(tmp_path / "i")
+    with pytest.raises(MismatchError, match=r"i: the model of .+/added is b .+ with none"):
+        append_parts(folder, added, Here(folder.root))

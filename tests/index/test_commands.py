@@ -71,7 +71,7 @@ def test_append_refuses_what_does_not_belong(run, made, index, tmp_path):
     other = write_embeddings(tmp_path / "wide", [(["a"], random_halves(1, dim=8))])
     code, _, err = run("index", "append", "--index", index, "--embeddings", other)
     assert code == 2
-    assert "the model is none (" in err
+    assert f"the model of {other} is none (" in err
     both = write_embeddings(
         tmp_path / "both", [(["a"], random_halves(1))], texts=[random_halves(1)]
     )

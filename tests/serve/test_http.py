@@ -74,7 +74,8 @@ def test_an_image_in_base64_is_searched(http, photos):
         ({"text": "a", "k": -1}, "k: "),
         ({"text": "a", "k": 10**9}, "k: "),
         ({"text": "a", "k": "5"}, "k: "),
-        ({"text": "a", "kk": 5}, "kk: "),
+        ({"txt": "a"}, "unknown key 'txt', did you mean 'text'?"),
+        ({"query": [{"txt": "a"}]}, "unknown key 'query.0.txt', did you mean 'text'?"),
         ({"text": "a" * 3000}, "text: "),
         ({"text": "a", "columns": ["colour"]}, "no column colour"),
         ({"image": "AAAA"}, "not a readable image"),
@@ -103,6 +104,12 @@ def test_what_does_not_exist_is_a_404(http, body):
     response = http.post("/search", json=body)
     assert response.status_code == 404
     assert response.json()["error"]["type"] == "NotFoundError"
+
+
+def test_a_wrong_method_is_told_the_right_one(http):
+    response = http.get("/search")
+    assert response.status_code == 405
+    assert response.json()["error"]["message"].endswith("use POST")
 
 
 @pytest.mark.parametrize("text", ["NaN", "1e999", "-Infinity"])

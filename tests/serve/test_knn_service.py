@@ -249,7 +249,7 @@ def test_an_address_that_a_browser_opens_goes_before_ours(given, shown, flat_ind
         ({"text": "a", "num_images": -1}, "num_images: "),
         ({"text": "a", "num_result_ids": 0}, "num_result_ids: "),
         ({"text": "a", "modality": "sound"}, "modality: "),
-        ({"text": "a", "index": "drawings"}, "index: "),
+        ({"text": "a", "index": "drawings"}, "unknown key 'index'"),
         ({"text": "a" * 3000}, "text: "),
         ({"text": "a", "aesthetic_score": "best"}, "aesthetic_score: "),
         ({"image": "§"}, "base64"),
