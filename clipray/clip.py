@@ -182,6 +182,9 @@ def _open(
 def _architecture(name: str) -> dict[str, Any]:
     known = name if ":" in name else name.replace("/", "-")  # as open_clip takes ViT-B/32
     architecture: dict[str, Any] = get_model_config(known)
+    told = (architecture or {}).get("text_cfg", {}).get("tokenizer_kwargs") or {}
+    if told.get("trust_remote_code"):  # which transformers would do, from files beside the weights
+        raise ModelError("its tokenizer asks to run code of its own (trust_remote_code)")
     return architecture
 
 
@@ -191,8 +194,10 @@ def open_tokenizer(folder: Path, expected: ModelIdentity) -> Tokenizer:
     Raises:
         ModelError: it cannot be opened, or is not that of the model `expected`.
     """
+    name = f"local-dir:{folder.resolve()}"
     try:
-        tokenize: Tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}")
+        _architecture(name)
+        tokenize: Tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # as in `_open`
         raise ModelError(f"{folder}: its tokenizer {_reason(error)}") from error
     if digest(_describe_tokenizer(tokenize)) != expected.tokenizer:

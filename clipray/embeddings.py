@@ -217,12 +217,11 @@ class Parts:
         """(rows, dim) float16 unit vectors of one part.
 
         Raises:
-            DamagedError: when the file is missing or changed.
+            DamagedError: when the file is missing or changed, or holds something else.
         """
         path = EmbeddingsFolder(self.root).vectors(number, self.modality)
         self._verify(number, path)
-        vectors: Halves = np.load(path, allow_pickle=False)
-        return vectors
+        return _halves(path, (self.parts[number].rows, self.dim))
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Rows of one part; row i belongs to vector i.
@@ -248,3 +247,15 @@ class Parts:
         if record is None:
             raise DamagedError(f"{path}: its done-marker does not name it; embed the shard again")
         record.verify(path)
+
+
+def _halves(path: Path, shape: tuple[int, int]) -> Halves:
+    wanted = f"{path}: expected float16 of shape {shape}"
+    try:  # mapped at first, because a header may promise more than memory holds
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # noqa: BLE001  numpy has Python parse the header
+        raise DamagedError(f"{wanted}, found no array ({error})") from None
+    kind = f"{found.dtype} of {found.shape}" if isinstance(found, np.ndarray) else "an archive"
+    if kind != f"float16 of {shape}":
+        raise DamagedError(f"{wanted}, found {kind}")
+    return np.array(found)

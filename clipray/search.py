@@ -5,6 +5,7 @@ The service answers the same queries through replicas; both build the query vect
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Vector = NDArray[np.float32]
 AnyIndex = Index | ScatteredIndex
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # with these a caption could command a terminal
 
 
 class SearchConfig(EncoderOptions):
@@ -195,7 +198,8 @@ def _term_vector(term: Term, encoder: Encoder | None, find_key: Callable[[str], 
 def _line(row: dict[str, Any], width: int) -> str:
     shown = [row[name] for name in row if name not in ("id", "key", "score")]
     told = "  ".join(str(value) for value in shown if value is not None)
-    return f"{row['score']:.4f}  {row['key']:<{width}}  {told}".rstrip()
+    line = f"{row['score']:.4f}  {row['key']:<{width}}  {told}".rstrip()
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def _read_image(path: Path) -> bytes:

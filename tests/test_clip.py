@@ -209,3 +209,17 @@ def test_code_in_a_weights_file_never_runs(copy, tmp_path, form):
     assert not canary.exists()
     pickle.loads(evil_files(canary)[0])  # the canary does sing where it is let
     assert canary.exists()
+
+
+def test_code_of_a_tokenizer_never_runs(copy, model):
+    files, identity = ModelFolder(copy), clip.load(source(model)).identity()
+    config = json.loads(files.config.read_text())
+    config["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "any",
+        "tokenizer_kwargs": {"trust_remote_code": True},
+    }
+    files.config.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"copy: .*run code"):
+        clip.load(source(copy))
+    with pytest.raises(ModelError, match=r"copy: .*run code"):
+        clip.open_tokenizer(copy, identity)

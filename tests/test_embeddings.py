@@ -1,5 +1,7 @@
 """Reading an embeddings folder: what is finished, and only while it is unchanged."""
 
+import io
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -81,6 +83,40 @@ def test_a_file_that_its_marker_does_not_name_is_not_trusted(root):
     folder = EmbeddingsFolder(root)
     folder.done(1).write_bytes(folder.done(0).read_bytes())
     with pytest.raises(DamagedError, match="does not name it"):
+        Parts.open(root).vectors(1)
+
+
+def saved(value):
+    written = io.BytesIO()
+    np.savez(written, value) if isinstance(value, list) else np.save(written, value)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(random_halves(2)),
+        saved(random_halves(3).astype("f4")),
+        saved(random_halves(3).astype(">f2")),
+        saved(random_halves(3)[:, :8]),
+        saved(np.array([print] * 3, dtype=object)),
+        saved([random_halves(3)]),
+        saved(np.zeros((3, 16), "f2")).replace(b"(3, 16)", b"(3, %d)" % 10**9),
+        b"\x93NUMPY\1\0\x10\x27" + b"(" * 10_000,
+        b"",
+    ],
+    ids=["short", "float32", "swapped", "narrow", "pickle", "archive", "huge", "deep", "empty"],
+)
+def test_vectors_of_another_kind_are_refused_with_the_right_checksum_too(root, data):
+    folder = EmbeddingsFolder(root)
+    path = folder.vectors(1, "image")
+    path.write_bytes(data)
+    record = FileRecord(bytes=len(data), sha256=storage.sha256_file(path))
+    files = folder.part(1).files | {str(path.relative_to(root)): record}
+    write_json(folder.done(1), folder.part(1).model_copy(update={"files": files}))
+    with pytest.raises(
+        DamagedError, match=r"img_emb_00001\.npy: expected float16 of shape \(3, 16"
+    ):
         Parts.open(root).vectors(1)
 
 

@@ -228,11 +228,23 @@ def test_changed_bytes_give_a_picture_or_an_image_error(kind, changes):
         assert decode(bytes(data)).mode == "RGB"
 
 
+SCAN = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"  # of one colour, without data
+
+
+def scans(before: bytes = b"", between: bytes = b"") -> bytes:
+    """A JPEG whose pixels are gone over 100,000 times."""
+    whole = encoded(Image.new("RGB", (3000, 3000)), "JPEG", subsampling=0)
+    head = whole.partition(b"\xff\xda")[0]
+    return head + before + (SCAN * 1000 + between) * 100 + b"\xff\xd9"
+
+
 BOMBS = {
     "177 million pixels": png(13_300, 13_300, data=zlib.compress(bytes(13_300 * 1664))),
     "900 million pixels": png(30_000, 30_000, data=zlib.compress(bytes(1000))),
     "zTXt": png(4, 4, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20), 9))),
     "iCCP": png(4, 4, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100 << 20), 9))),
+    "scans": scans(),
+    "scans behind a restart": scans(b"\xff\xdd\0\x04\0\1", SCAN + bytes(99) + b"\xff\x02\xff\xff"),
     "GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
 }
 
@@ -255,6 +267,13 @@ def test_bombs_cost_neither_time_nor_memory(name, tmp_path):
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 64 << 20
     assert time.monotonic() - began < 5
+
+
+def test_what_only_looks_like_scans_does_no_harm():
+    """Phones append films, and cameras put notes in front, which hold all pairs of bytes."""
+    whole, looks = noise("JPEG"), b"\xff\xda" * 300
+    note = b"\xff\xe5" + struct.pack(">H", len(looks) + 2) + looks
+    assert decode(whole[:2] + note + whole[2:] + looks).tobytes() == decode(whole).tobytes()
 
 
 def test_a_thumbnail_is_a_jpeg_that_fits():

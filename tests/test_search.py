@@ -10,7 +10,7 @@ from clipray.index import Index
 from clipray.manifest import ModelSource
 from clipray.matches import Match, Matches
 from clipray.query import Query
-from clipray.search import SearchConfig, find, search
+from clipray.search import SearchConfig, SearchReport, find, search
 
 
 def test_the_command_answers_as_the_library_does(flat_index, encoder):
@@ -30,6 +30,12 @@ def test_a_picture_finds_itself(flat_index, photos):
     report = search(SearchConfig(index=flat_index, image=photos / "odd/0001.png", k=1))
     assert report.matches[0]["caption"] == "a small green circle"
     assert report.matches[0]["score"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_caption_cannot_command_the_terminal():
+    row = {"id": "1", "score": 0.5, "key": "a\x9b2J", "caption": "b\x1b]0;c\x07\nd\r漢 🦖"}
+    shown = SearchReport(version=1, matches=(row,)).summary()
+    assert shown == "0.5000  a\\x9b2J  b\\x1b]0;c\\x07\\nd\\r漢 🦖"
 
 
 def test_terms_add_up(flat_index, encoder):

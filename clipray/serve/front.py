@@ -19,6 +19,8 @@ from clipray.serve.args import Listen
 
 KEEP_ALIVE_S = 60
 HEADERS_S = 20.0  # for the headers of a request to arrive; the guard bounds the body
+MAX_HEADER_BYTES = 64 << 10  # before the body of a request, behind it, or between parts of it
+UNREAD_S = 60.0  # for a client to take any more of a reply
 BACKLOG = 2048
 CLOSE_S = 10.0
 
@@ -60,9 +62,14 @@ class Front:
 
 
 class _Connection(HttpToolsProtocol):
-    """Closed when headers do not arrive: uvicorn itself would wait for them without end."""
+    """Closed on headers that do not arrive or do not end, and on replies that nobody reads.
+
+    uvicorn itself would wait without end, and keep all that has come or is to go in memory.
+    """
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
@@ -71,15 +78,40 @@ class _Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of a request has come."""
+        self._header_bytes += len(data)  # 0 again when the parser comes upon a body, or the end
         super().data_received(data)
-        if self.cycle and not self.cycle.response_complete:
+        at_work = self.cycle and not self.cycle.response_complete
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._end_flood(at_work=bool(at_work))
+        elif at_work:
             self._relax()
         elif self._late is None:
             self._hurry()
 
+    def on_body(self, body: bytes) -> None:
+        """Some of it is no header."""
+        self._header_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has come whole."""
+        self._header_bytes = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client takes a reply more slowly than it is given."""
+        super().pause_writing()
+        self._watch(None)
+
+    def resume_writing(self) -> None:
+        """It has taken nearly all."""
+        self._unwatch()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or was closed on."""
         self._relax()
+        self._unwatch()
         super().connection_lost(exc)
 
     def _hurry(self) -> None:
@@ -89,6 +121,25 @@ class _Connection(HttpToolsProtocol):
         if self._late:
             self._late.cancel()
             self._late = None
+
+    def _end_flood(self, *, at_work: bool) -> None:
+        if at_work:  # a reply may be on its way, so nothing can be said
+            self.transport.abort()
+        else:
+            self.send_400_response(f"Headers of more than {MAX_HEADER_BYTES} bytes.")
+
+    def _watch(self, left: int | None) -> None:
+        """Look again later; end it where as much is left to send as the last time."""
+        found = self.transport.get_write_buffer_size()
+        if found == left:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(UNREAD_S, self._watch, found)
+
+    def _unwatch(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,7 @@
 """The rows of a segment are found by id and read where they lie."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -125,3 +127,15 @@ def test_ids_of_many_keys_are_those_of_each():
     assert row_ids(keys).tolist() == [row_id(key) for key in keys]
     assert row_ids([]).dtype == np.int64
     assert all(0 <= one < 2**63 for one in row_ids(keys).tolist())
+
+
+def test_a_row_of_very_many_columns_is_read_soon(tmp_path):
+    names = [f"column {number}" for number in range(10_000)]
+    rows = pa.table({"id": [7], "key": ["a"]} | {name: ["b"] for name in names})
+    np.save(tmp_path / IDS_FILE, np.array([[7], [0]]))
+    with pa.ipc.new_file(str(tmp_path / ROWS_FILE), rows.schema) as file:
+        file.write_table(rows)
+    table = RowTable(tmp_path)
+    began = time.process_time()
+    assert len(table.row(0)) == 10_002
+    assert time.process_time() - began < 3

@@ -1,6 +1,7 @@
 """The ingress listens itself: several on one port, and no request is lost at the end."""
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -83,6 +84,94 @@ def test_headers_that_do_not_arrive_end_the_connection(monkeypatch):
                 writer.write(b"GET /")
             assert await asyncio.wait_for(reader.read(), 5) == b""
             writer.close()
+        await service.close()
+
+    asyncio.run(main())
+
+
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [
+        (b"GET /", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nx: ", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\n", b"x: %s\r\n" % (b"a" * 1000)),
+        (POST + b"1;", b"a" * 1000),
+        (POST + b"1\r\na\r\n0\r\n", b"x: %s\r\n" % (b"a" * 1000)),
+    ],
+    ids=["address", "header", "headers", "extension", "trailers"],
+)
+def test_headers_that_do_not_end_end_the_connection(said, more):
+    async def main():
+        listen = Listen(port=free_port())
+        service = Front(Slow(b"done"), listen)
+        reader, writer = await asyncio.open_connection(listen.host, listen.port)
+        writer.write(said)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                writer.write(more * 50)
+                await asyncio.wait_for(writer.drain(), 5)
+                await asyncio.sleep(0.01)
+            assert b"done" not in await asyncio.wait_for(reader.read(), 5)
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_long_headers_and_a_body_after_them_are_read():
+    async def main():
+        listen = Listen(port=free_port())
+        service = Front(Slow(b"done"), listen)
+        async with aiohttp.ClientSession(headers={"x": "a" * 60_000}) as session:
+            for _ in range(3):
+                async with session.post(listen.url, data=bytes(1 << 20)) as response:
+                    assert await response.read() == b"done"
+        await service.close()
+
+    asyncio.run(main())
+
+
+SIZE = 20 << 20
+
+
+async def large(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(SIZE)})
+
+
+def test_a_reply_that_nobody_reads_is_not_kept(monkeypatch):
+    monkeypatch.setattr(front, "UNREAD_S", 0.3)
+
+    async def main():
+        listen = Listen(port=free_port())
+        service = Front(large, listen)
+        with socket.create_connection((listen.host, listen.port)) as silent:
+            silent.sendall(WHOLE)
+            await asyncio.sleep(0.2)
+            assert service._server.server_state.connections
+            await asyncio.sleep(1)
+            assert not service._server.server_state.connections
+        await service.close()
+
+    asyncio.run(main())
+
+
+def test_a_reply_that_is_read_slowly_is_sent_whole(monkeypatch):
+    monkeypatch.setattr(front, "UNREAD_S", 0.3)
+
+    async def main():
+        listen = Listen(port=free_port())
+        service = Front(large, listen)
+        reader, writer = await asyncio.open_connection(listen.host, listen.port, limit=1 << 20)
+        writer.write(WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        found = 0
+        while piece := await reader.read(1 << 20):
+            found += len(piece)
+            await asyncio.sleep(0.05)
+        assert found > SIZE
+        writer.close()
         await service.close()
 
     asyncio.run(main())
