@@ -21,7 +21,7 @@ from clipray.encoder import identify, open_encoder
 from clipray.encoder_options import EncoderOptions
 from clipray.errors import ClipRayError, MismatchError, OutputError
 from clipray.filters import FilterTree
-from clipray.fleet import DECODE_THREADS, plan_fleet, run_fleet
+from clipray.fleet import BATCH, DECODE_THREADS, plan_fleet, run_fleet
 from clipray.manifest import Modalities, ModelIdentity, ModelSource, modalities_of, write_json
 from clipray.outputs import OutputPath
 from clipray.part import PartPlan, PartReport, Workshop, embed_shard
@@ -65,7 +65,11 @@ class EmbedConfig(EncoderOptions):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of one actor; by default 1 where the cluster has any"
     )
-    batch_size: int = Field(64, ge=1, description="samples the encoder sees at once")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="samples the encoder sees at once; by default 256 on an actor's GPU, else 64",
+    )
     decode_threads: int | None = Field(
         None,
         ge=1,
@@ -169,16 +173,18 @@ def _run_fleet(
             samples=samples,
             shards=len(todo),
         )
-        settings = _settings(config, fleet.decode_threads, fleet.decode_processes)
+        settings = _settings(config, fleet.decode_threads, fleet.decode_processes, fleet.batch_size)
         arguments = (source, config, settings, folder.root)
         yield from run_fleet(todo, fleet, samples, arguments)
 
 
-def _settings(config: EmbedConfig, threads: int, processes: int = 0) -> PartSettings:
+def _settings(
+    config: EmbedConfig, threads: int, processes: int = 0, batch_size: int = BATCH
+) -> PartSettings:
     given = config.decode_processes
     return PartSettings(
         modalities_of(config.modality),
-        config.batch_size,
+        config.batch_size or batch_size,
         config.decode_threads or threads,
         processes if given is None else given,
         config.filter,

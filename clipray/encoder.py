@@ -37,8 +37,12 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
-        """(n, dim) float32 unit vectors."""
+    def gather(self, pixels: Sequence[Pixels]) -> Pixels:
+        """A batch (n, 3, height, width) that `encode_images` takes as it is; thread-safe."""
+        ...
+
+    def encode_images(self, pixels: Sequence[Pixels] | Pixels) -> Vectors:
+        """(n, dim) float32 unit vectors; `pixels` may be what `gather` gave."""
         ...
 
     def encode_texts(self, given: Sequence[str], /) -> Vectors:

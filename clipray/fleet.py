@@ -30,6 +30,7 @@ from clipray.tally import Tally, drawn
 
 MAX_TASKS = 10_000  # more shards than that are dealt out several to a task
 DECODE_THREADS = 2
+BATCH, BATCH_ON_GPU = 64, 256  # samples that an encoder sees at once
 SHARDS_AT_ONCE = 2  # of an actor: one is fetched, listed or written while the other is encoded
 SAMPLES_PER_ACTOR = 1_000  # fewer do not pay for the start of one more
 
@@ -49,6 +50,11 @@ class Fleet:
     most: int
     cpus: float
     gpus: float
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that an encoder sees at once, unless the user says how many."""
+        return BATCH_ON_GPU if self.gpus else BATCH
 
     @property
     def decode_threads(self) -> int:

@@ -97,9 +97,13 @@ class OnnxEncoder:
             self._ending = self._towers["text"].ending
             self._tokenize = clip.open_tokenizer(folder.tower("text").root, self.identity)
 
-    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
+    def gather(self, pixels: Sequence[Pixels]) -> Pixels:
         """As the protocol says."""
-        return self._tower("image")(np.stack(pixels))
+        return np.stack(pixels)
+
+    def encode_images(self, pixels: Sequence[Pixels] | Pixels) -> Vectors:
+        """As the protocol says."""
+        return self._tower("image")(pixels if isinstance(pixels, np.ndarray) else np.stack(pixels))
 
     def encode_texts(self, given: Sequence[str], /) -> Vectors:
         """As the protocol says."""

@@ -34,6 +34,7 @@ from clipray.shards import Shard
 ROW_GROUP = 10_000  # rows of a metadata file that are read at once
 
 Halves = NDArray[np.float16]
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def _kept(report: PartReport, done: PartManifest, signature: str) -> PartReport:
 
 
 def _embed_listed(plan: PartPlan, signature: str, report: PartReport, shop: Workshop) -> PartReport:
-    listing = plan.shard.list()
+    listing = shop.pool.list(plan.shard) if shop.pool else plan.shard.list()
     if listing.damage:
         return replace(report, damage=listing.damage, ended=time.time())
     draft = _Draft(chunks={name: [] for name in shop.settings.modalities})
@@ -219,12 +220,18 @@ def _batches(
 
 def _encode_rows(batch: Sequence[Prepared], draft: _Draft, shop: Workshop) -> None:
     """Encode a batch, and enter its vectors and the rows that are finite."""
+    given = {name: _given(name, batch, shop.encoder) for name in draft.chunks}
+    towers: dict[Modality, Callable[[Any], Vectors]] = {
+        "image": shop.encoder.encode_images,
+        "text": shop.encoder.encode_texts,
+    }
     with shop.turn:
         began = time.perf_counter()
-        encoded = {name: _encode(name, batch, shop.encoder) for name in draft.chunks}
+        encoded = {name: towers[name](asked) for name, asked in given.items()}
         draft.seconds["encode"] += time.perf_counter() - began
-    finite = np.all([np.isfinite(v).all(axis=1) for v in encoded.values()], axis=0)
-    for name, vectors in encoded.items():
+    halves = {name: vectors.astype(np.float16) for name, vectors in encoded.items()}
+    finite = np.all([np.isfinite(v).all(axis=1) for v in halves.values()], axis=0)
+    for name, vectors in halves.items():
         draft.chunks[name].append(vectors[finite])
     for sample, is_finite in zip(batch, finite, strict=True):
         if is_finite:
@@ -233,12 +240,11 @@ def _encode_rows(batch: Sequence[Prepared], draft: _Draft, shop: Workshop) -> No
             draft.rejected.append((sample.entry.key, "embedding not finite"))
 
 
-def _encode(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Halves:
+def _given(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Any:
+    """What a tower is asked; another batch may be encoded meanwhile."""
     if name == "text":
-        vectors = encoder.encode_texts([sample.columns["caption"] for sample in batch])
-    else:
-        vectors = encoder.encode_images([s.pixels for s in batch if s.pixels is not None])
-    return vectors.astype(np.float16)  # (batch, dim)
+        return [sample.columns["caption"] for sample in batch]
+    return encoder.gather([s.pixels for s in batch if s.pixels is not None])
 
 
 def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileRecord]:

@@ -50,10 +50,17 @@ class TorchEncoder:
         self._images = module.encode_image if plain else packed.image_tower(module)
         self._texts = texts.tower(module) if plain else packed.text_tower(module)
 
+    def gather(self, pixels: Sequence[Pixels]) -> Pixels:
+        """As the protocol says; pinned memory is several times as fast to a GPU."""
+        on_gpu = self._device.type == "cuda"
+        batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
+        return np.stack(pixels, out=batch.numpy())
+
     @torch.inference_mode()
-    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
+    def encode_images(self, pixels: Sequence[Pixels] | Pixels) -> Vectors:
         """As the protocol says."""
-        batch = self._sent(pixels)
+        gathered = pixels if isinstance(pixels, np.ndarray) else self.gather(pixels)
+        batch = torch.from_numpy(gathered).to(self._device, non_blocking=True)
         return _to_unit(self._images(self._normalise(batch).to(self._dtype)))
 
     @torch.inference_mode()
@@ -61,13 +68,6 @@ class TorchEncoder:
         """As the protocol says."""
         tokens = self._tokenize([texts.clean(text) for text in given]).to(self._device)
         return _to_unit(self._texts(tokens))
-
-    def _sent(self, pixels: Sequence[Pixels]) -> Tensor:
-        """(n, 3, H, W) uint8 on the device; pinned memory is several times as fast to a GPU."""
-        on_gpu = self._device.type == "cuda"
-        batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
-        np.stack(pixels, out=batch.numpy())
-        return batch.to(self._device, non_blocking=True)
 
 
 def _convert(module: Any, dtype: torch.dtype) -> Any:

@@ -16,6 +16,8 @@ from clipray.decode_pool import DecodePool
 from clipray.errors import ImageError, UnavailableError
 from clipray.prepare import PartSettings, prepare
 from clipray.samples import Entry, Location
+from clipray.shards import TarShard
+from tests.drawing import write_shards
 
 SETTINGS = PartSettings(("image", "text"), batch_size=20, filter={"width": {"$gte": 3}})
 PROGRAM = """
@@ -37,6 +39,10 @@ def decode(data):
     if data == b"end":
         os.kill(os.getpid(), signal.SIGKILL)
     return np.full((3, 2, 2), len(data), np.uint8)
+
+
+def len_of(data):
+    return np.full((3, 2, 2), len(data) % 256, np.uint8)
 
 
 def entries(folder: Path, count):
@@ -68,6 +74,20 @@ def test_they_give_what_threads_give_in_the_same_order(tmp_path):
         None, "no caption", "not a readable image: bad",
     }  # fmt: skip
     assert not [process for process in active_children() if "ForkServer" in process.name]
+
+
+def test_a_shard_is_listed_there_and_its_samples_do_not_travel_back(tmp_path):
+    write_shards(tmp_path / "in", 5, 5)
+    path = tmp_path / "in" / "00000.tar"
+    shard = TarShard("s", path, copy=path)
+    with DecodePool(PartSettings(("image",), decode_processes=1)) as pool:
+        listing = pool.list(shard)
+        made = list(pool.prepare(listing.entries, len_of))
+        damage = pool.list(TarShard("s", tmp_path / "gone.tar")).damage
+    assert listing == shard.list()
+    assert len(made) == 5
+    assert all(a.entry is b for a, b in zip(made, listing.entries, strict=True))
+    assert damage == "cannot be read (No such file or directory)"
 
 
 def test_one_that_is_killed_ends_the_job_and_says_what_to_do(tmp_path):

@@ -49,5 +49,6 @@ def test_decoding_takes_the_cpus_of_an_actor():
 
 def test_beside_a_gpu_processes_decode_and_one_cpu_is_the_encoders():
     assert Fleet(1, 1, 16, 1).decode_processes == 15
+    assert (Fleet(1, 1, 16, 1).batch_size, Fleet(1, 1, 16, 0).batch_size) == (256, 64)
     assert Fleet(1, 1, 1, 1).decode_processes == 0
     assert Fleet(1, 1, 16, 0).decode_processes == 0

@@ -3,6 +3,7 @@
 import json
 import resource
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,18 @@ def test_every_sample_ticks_and_the_time_is_told(folder, messy, encoder):
     assert report.actor == "me"
     assert report.ended - report.began >= report.seconds["encode"] > 0
     assert report.seconds.keys() == {"list", "decode", "wait", "encode", "write"}
+
+
+def test_a_batch_is_gathered_while_another_may_be_encoded(folder, messy, encoder, monkeypatch):
+    turn, held, gather = threading.Lock(), [], encoder.gather
+
+    def watched(pixels):
+        held.append(turn.locked())
+        return gather(pixels)
+
+    monkeypatch.setattr(encoder, "gather", watched)
+    embed_shard(PartPlan(0, messy), Workshop(BOTH, folder, encoder, turn=turn))
+    assert held == [False, False]
 
 
 def test_a_remote_shard_keeps_its_address(folder, messy, encoder, tmp_path):

@@ -57,7 +57,11 @@ class Reshaping:
         """As the protocol says."""
         return self._read(data)
 
-    def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
+    def gather(self, pixels: Sequence[Pixels]) -> Pixels:
+        """As the protocol says."""
+        return self._encoder.gather(pixels)
+
+    def encode_images(self, pixels: Sequence[Pixels] | Pixels) -> Vectors:
         """As the protocol says."""
         return self._encoder.encode_images(pixels)
 

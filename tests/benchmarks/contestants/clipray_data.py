@@ -29,8 +29,11 @@ class Slice:
         self.identity = model.identity()
         self.pixels = pixel_reader(model.preprocess, decode)
 
+    def gather(self, pixels: Sequence[Pixels]) -> Pixels:
+        return np.stack(pixels)
+
     def encode_images(self, pixels: Sequence[Pixels]) -> Vectors:
-        return np.stack(pixels).reshape(len(pixels), -1)[:, :DIM].astype(np.float32) / 255
+        return np.asarray(pixels).reshape(len(pixels), -1)[:, :DIM].astype(np.float32) / 255
 
 
 def main() -> None:
