@@ -5,7 +5,7 @@ index folder, `serve` answers from it. The verbs meet only on disk.
 
 Floors, imports only go down; pyproject has the exact order:
 
-6. `cli`; `demo`, `doctor`, `pipeline` with its `steps` and `sections`
+6. `__main__`, `cli`; `commands`; `demo`, `doctor`, `pipeline` with its `steps` and `sections`
 5. `serve`, `evaluate`, `paddle`, `capacity`; `search`
 4. `train`, `embed`, `index`, `export`, `client`; `fleet`; `room`, `lent`, `ranks`; `nodes`, `desk`,
    `account`, and `cluster`, the one place that starts Ray

@@ -271,6 +271,11 @@ def _reason(error: Exception) -> str:
             "its weights file holds more than tensors, and opening that could run code; "
             "convert it to safetensors where you trust it"
         )
+    if "Failed to download" in told:
+        return (
+            "its weights cannot be fetched from the Hugging Face hub, which this machine does not "
+            "reach; fetch them elsewhere, and give --pretrained FILE or a model folder"
+        )
     return f"cannot be loaded ({told[:300]})"
 
 

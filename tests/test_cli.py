@@ -25,7 +25,7 @@ def run(capsys, *arguments):
 def test_help_lists_every_command_at_once():
     began = time.monotonic()
     shown = subprocess.run(
-        [sys.executable, "-m", "clipray.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "clipray", "--help"], capture_output=True, text=True, check=True
     )
     assert all(name in shown.stdout for name in COMMANDS)
     assert time.monotonic() - began < 5  # torch and ray alone take longer to import
@@ -127,10 +127,11 @@ def wrong_uses(flat_index, photos, model, tmp_path):
         (("search", "--index", flat_index, "--key", "nobody"), "no row"),
         (("search", "--index", flat_index, "--txt", "a"), "unrecognized arguments"),
         (("index", "build", "--embeddings", photos, "--index", out), "no embeddings folder"),
-        (("index", "built"), "'index built' is no command"),
+        (("index", "built"), "'index built' is no command; did you mean 'index build'?"),
         (("index",), "'index' is no command; there are: index build"),
         (("-v", "search"), "unrecognized arguments: -v"),
-        (("indexx",), "invalid choice"),
+        (("indexx",), "'indexx' is no command; there are: train, embed, "),
+        (("searh", "--index", out), "'searh' is no command; did you mean 'search'?"),
         ((), "usage"),
         (("serve", "--index", tmp_path / "none"), "no index folder"),
         (("export", "--model", model, "--output", photos), "exists already"),

@@ -105,6 +105,15 @@ def test_an_architecture_that_is_none_is_told(tmp_path):
         clip.create(source(path), 0)
 
 
+def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
+    def fail(*_args, **_options):
+        raise FileNotFoundError("Failed to download file (a.bin). Last error: no connection")
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", fail)
+    with pytest.raises(ModelError, match=r"cannot be fetched .*; fetch them elsewhere"):
+        clip.load(ModelSource(name="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+
+
 def test_an_unknown_name_is_told_with_what_is_near():
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         clip.load(source("ViT-B-23"))

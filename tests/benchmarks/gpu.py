@@ -50,7 +50,7 @@ FIRST = 40  # steps left out: their batches lay ready before the first one
 CUDA = torch.device("cuda")
 EMBED = (  # options of the job
     "{}",
-    "{batch_size: 256}",
+    "{batch_size: 64}",
     "{decode: fast}",
     "{decode_processes: 0}",
 )
