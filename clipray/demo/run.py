@@ -195,6 +195,7 @@ def _recipe(config: DemoConfig, layout: _Layout) -> TrainConfig:
         loader=LoaderConfig(
             batch_size=min(256, (config.emoji or 512) // 2 // config.workers * config.workers),
             captions={"caption": 0.7, "caption_tags": 0.3},
+            decode="exact",  # of so small pictures, kept in memory, nothing is to be gained
         ),
         optim=OptimConfig(lr=2e-3, weight_decay=0.1, warmup=0.36),
         augment=AugmentConfig(
