@@ -221,13 +221,9 @@ def _batches(
 def _encode_rows(batch: Sequence[Prepared], draft: _Draft, shop: Workshop) -> None:
     """Encode a batch, and enter its vectors and the rows that are finite."""
     given = {name: _given(name, batch, shop.encoder) for name in draft.chunks}
-    towers: dict[Modality, Callable[[Any], Vectors]] = {
-        "image": shop.encoder.encode_images,
-        "text": shop.encoder.encode_texts,
-    }
     with shop.turn:
         began = time.perf_counter()
-        encoded = {name: towers[name](asked) for name, asked in given.items()}
+        encoded = {name: _encode(name, asked, shop.encoder) for name, asked in given.items()}
         draft.seconds["encode"] += time.perf_counter() - began
     halves = {name: vectors.astype(np.float16) for name, vectors in encoded.items()}
     finite = np.all([np.isfinite(v).all(axis=1) for v in halves.values()], axis=0)
@@ -245,6 +241,10 @@ def _given(name: Modality, batch: Sequence[Prepared], encoder: Encoder) -> Any:
     if name == "text":
         return [sample.columns["caption"] for sample in batch]
     return encoder.gather([s.pixels for s in batch if s.pixels is not None])
+
+
+def _encode(name: Modality, given: Any, encoder: Encoder) -> Vectors:
+    return encoder.encode_texts(given) if name == "text" else encoder.encode_images(given)
 
 
 def _write_files(part: int, draft: _Draft, shop: Workshop) -> dict[str, FileRecord]:
