@@ -4,10 +4,6 @@ import sys
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 
-# A process runs the main module of its parent again. In a worker of Ray that imports ray, for half
-# a second, one process after the other; and before Python 3.13.1 preloading `__main__` did nothing.
-_OF_MAIN = ("ray",)
-
 
 def server(module: str) -> ForkServerContext:
     """A context whose processes have imported `module` already.
@@ -16,7 +12,9 @@ def server(module: str) -> ForkServerContext:
     begins now, beside whatever comes before the first process.
     """
     context = get_context("forkserver")
-    again = [name for name in _OF_MAIN if name in sys.modules]
+    # A process runs the main module of its parent again. In a worker of Ray that imports ray, for
+    # half a second, one process after the other; before Python 3.13.1 `__main__` did nothing here.
+    again = ["ray"] if "ray" in sys.modules else []
     context.set_forkserver_preload(["__main__", *again, module])
     forkserver.ensure_running()
     return context

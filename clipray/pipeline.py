@@ -95,8 +95,7 @@ def _steps(config: PipelineConfig) -> Iterator[Step]:
 def _cpus(config: PipelineConfig) -> int:
     """What the widest step needs of a local cluster."""
     train = config.train
-    ranks = (train.workers or 1) * (train.cpus_per_worker or 1) if train else 1
-    return max(1, ranks, config.embed.workers)
+    return max(train.least_cpus if train else 1, config.embed.workers)
 
 
 def _note(config: PipelineConfig) -> None:

@@ -98,6 +98,11 @@ class TrainConfig(Job):
             raise ValueError(f"min_workers: {self.min_workers} is more than workers")
         return self
 
+    @property
+    def least_cpus(self) -> int:
+        """CPUs without which not all workers could start."""
+        return (self.workers or 1) * (self.cpus_per_worker or 1)
+
 
 class TrainReport(Report):
     """What training made.
@@ -157,7 +162,7 @@ def train(config: TrainConfig) -> TrainReport:
     # A wrong model is told here and not by a worker.
     clip.create(source, config.seed, config.preprocess)
     storage.make_folder(output.parent)
-    with run.held(), cluster.session(_least_cpus(config)):
+    with run.held(), cluster.session(config.least_cpus):
         settled = _settled(config, plan)
         run.begin(settled.model_dump(mode="json"), FREE)
         _fit(settled, corpus, run, plan.steps)
@@ -182,10 +187,6 @@ def train_worker(put: dict[str, Any]) -> Outcome | ClipRayError:
         raise
     except ClipRayError as error:
         return error
-
-
-def _least_cpus(config: TrainConfig) -> int:
-    return (config.workers or 1) * (config.cpus_per_worker or 1)
 
 
 def _plan(config: TrainConfig, corpus: Corpus) -> Plan:
