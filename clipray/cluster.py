@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -32,6 +32,13 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the commands draw their own
     "RAY_event_stats": "0",  # a fifth of what a process costs while it waits
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ side finds remarkable goes to its log files
+}
+# For a Ray that one command has for itself, without what its processes do for nobody there.
+_ALONE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes the node away
+    "RAY_task_events_report_interval_ms": "0",  # there is no dashboard to show them
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # logs are not looked for ten times a second
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",  # but so often
 }
 
 
@@ -108,7 +115,7 @@ def _start(cpus: int) -> None:
         return
     if sys.stderr.isatty():  # it takes seconds, and nothing else is drawn yet
         sys.stderr.write("starting Ray on this machine\n")
-    with _interrupt_deferred(), _stderr_on_failure():
+    with _interrupt_deferred(), _stderr_on_failure(), _environment(_ALONE):
         ray.init(
             address="local",
             num_cpus=max(cpus, os.cpu_count() or 1),
@@ -117,6 +124,18 @@ def _start(cpus: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Set what the user has not, for the processes that start inside the block."""
+    ours = wanted.keys() - os.environ.keys()
+    os.environ.update({name: wanted[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 @contextmanager

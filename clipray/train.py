@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
@@ -22,8 +23,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from clipray import clip, cluster, nodes, room, storage, uri
+from clipray.alone import AloneTrainer
 from clipray.config import to_yaml
-from clipray.desk import DeskHandle, DeskHandler, DeskSignals, open_desk
+from clipray.desk import Desk, DeskHandler, DeskSignals
 from clipray.errors import ClipRayError, OutputError, UnavailableError, from_remote
 from clipray.lent import Lent, lent
 from clipray.manifest import ModelIdentity, ModelSource
@@ -230,9 +232,12 @@ def _device() -> torch.device:
 
 
 def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) -> None:
-    desk = open_desk()
     steps, workers = config.epochs * epoch_steps, config.workers or 1
-    with TemporaryDirectory(prefix="clipray-") as scratch, lent(run.root) as place:
+    with (
+        TemporaryDirectory(prefix="clipray-") as scratch,
+        lent(run.root) as place,
+        closing(Desk()) as desk,
+    ):
         trainer = _trainer(config, corpus, place, desk, scratch)
         with Progress(steps, config.loader.batch_size, workers) as progress:
             outcome = _watched(trainer, desk, progress)
@@ -244,7 +249,7 @@ def _fit(config: TrainConfig, corpus: Corpus, run: RunFolder, epoch_steps: int) 
 
 
 def _trainer(
-    config: TrainConfig, corpus: Corpus, run: Lent, desk: DeskHandle, scratch: str
+    config: TrainConfig, corpus: Corpus, run: Lent, desk: Desk, scratch: str
 ) -> TorchTrainer:
     """Ray's own notes go to `scratch`: what it would resume from stands in the run's folder.
 
@@ -253,7 +258,8 @@ def _trainer(
     """
     most = config.workers or 1
     tree = {"config": config, "corpus": corpus, "run": run, "desk": desk, "home": nodes.here()}
-    return TorchTrainer(
+    made = AloneTrainer if cluster.is_alone() else TorchTrainer
+    return made(
         train_worker,  # type: ignore[arg-type]  # what it returns comes back since Ray 2.50
         train_loop_config={"tree": ray.put(tree)},
         torch_config=RankConfig(timeout_s=WAIT_FOR_PEERS_S),
@@ -269,7 +275,7 @@ def _trainer(
     )
 
 
-def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Outcome | ClipRayError:
+def _watched(trainer: TorchTrainer, desk: Desk, progress: Progress) -> Outcome | ClipRayError:
     """Let Ray Train run beside this thread, which shows what is told and passes on Ctrl-C."""
     ended: SimpleQueue[Outcome | BaseException] = SimpleQueue()
     Thread(target=lambda: ended.put(_run(trainer)), daemon=True).start()
@@ -283,7 +289,7 @@ def _watched(trainer: TorchTrainer, desk: DeskHandle, progress: Progress) -> Out
                 raise
             asked = True
             log.warning("writing a checkpoint; Ctrl-C again ends at once")
-            ray.get(desk.stop.remote())
+            desk.stop()
     if isinstance(result, BaseException) and not isinstance(result, ClipRayError):
         raise result
     return result
@@ -306,8 +312,8 @@ def _run(trainer: TorchTrainer) -> Outcome | BaseException:
     return outcome
 
 
-def _show(desk: DeskHandle, progress: Progress) -> None:
-    lines, said = ray.get(desk.fetch.remote())
+def _show(desk: Desk, progress: Progress) -> None:
+    lines, said = desk.fetch()
     for text in said:
         log.warning("%s", text)
     progress.draw(lines)

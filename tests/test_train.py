@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from ray._private import state
 
 from clipray.errors import ConfigError, InputError, ModelError, OutputError
 from clipray.manifest import ModelFolder, ModelManifest, read_json
@@ -17,6 +18,10 @@ from clipray.training.trainer import STATE_FILE
 from tests.conftest import SESSION_CPUS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+# Of Ray Train on one machine alone: what steers, what trains, what brings the ranks together.
+NEEDED = {"TrainController", "RayTrainWorker", "SynchronizationActor"}
 
 
 @pytest.fixture
@@ -33,8 +38,15 @@ def config(shards, architecture, tmp_path):
     )
 
 
+def actors():
+    """Names of classes, of all that have ever been there."""
+    return {key: actor["ActorClassName"] for key, actor in state.actors().items()}
+
+
 def test_two_workers_train_a_model_that_open_clip_opens(config):
+    before = actors()
     report = train(config)
+    assert {name for key, name in actors().items() if key not in before} == NEEDED
     lines = read_metrics(config.output / METRICS_FILE)
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]

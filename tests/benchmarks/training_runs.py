@@ -1,4 +1,4 @@
-"""One run of a trainer: when each step ended, and what its process tree had used by then."""
+"""Trainers that run in turns: when each step ended, and what the process tree had used by then."""
 
 import os
 import re
@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
+from threading import Thread
 
 import numpy as np
 
@@ -27,8 +29,11 @@ ROOT = Path(__file__).parents[2]
 MODEL = "ViT-S-32-alt"
 WORKERS = 2
 BATCH = 16  # of a worker
-SHARDS = 8  # half of them are the other half once more
-LAST = 3  # steps left out at the end, when nothing is decoded any more
+DRAWN, PER_SHARD = 8, 64  # shards that are drawn, and images of each
+SHARDS = 64 * DRAWN  # what is drawn, again and again
+FIRST = 4  # steps before the first turn
+SETTLE_S = 1.0  # in a turn, until a step counts
+END_S = 30.0
 
 TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node {WORKERS} "
 TRAIN = (
@@ -43,7 +48,8 @@ OPEN_CLIP = (
     "{peer} " + TORCHRUN + f"-- {{here}}/open_clip_loop.py --model {MODEL} --batch-size {{batch}} "
     "--dataset-type webdataset --train-data {tars} --train-num-samples {samples} --workers 1 "
     "--epochs 1 --precision {theirs} --local-loss --gather-with-grad --device cpu "
-    "--dist-backend gloo --log-every-n-steps 1 --zeroshot-frequency 0 --logs {output} --name run"
+    "--dist-backend gloo --log-every-n-steps 1 --zeroshot-frequency 0 --save-frequency 0 "
+    "--logs {output} --name run"
 )
 THEIR_NAMES = {"fp32": "fp32", "bf16": "amp_bf16"}  # of precisions
 THEIR_STEP = re.compile(r"Train Epoch: .* Data \(t\): ([\d.]+) ")
@@ -99,14 +105,14 @@ CONTESTANTS = (RAY, PLAIN, THEIRS)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The steady part of a run.
+    """A turn of a trainer.
 
     Attributes:
         steps: in it.
         wall_s: of it.
         cpu_s: of the whole process tree, in it.
         waited_s: of it, the first rank waited for batches.
-        start_s: from the start of the command to the end of the first step.
+        start_s: once, from the start of the command to the end of the first step.
         samples: of a step, on all workers.
     """
 
@@ -138,40 +144,40 @@ class Run:
 
 
 class Arena:
-    """Shards that all read, in a scratch folder; one epoch is a run.
+    """Shards that all read, in a scratch folder; no run comes to their end.
 
     Args:
         root: the folder.
-        steps: of a run.
-        first: steps that are left out at its beginning.
         batch: of a worker.
+        turn_s: how long a contestant runs before the next does.
     """
 
-    def __init__(self, root: Path, steps: int, first: int, batch: int) -> None:
-        self.root, self.steps, self.first, self.batch = root, steps, first, batch
-        self.samples = steps * batch * WORKERS
-        each = self.samples // SHARDS
-        self.drawn = write_photo_shards(root / "drawn", self.samples // 2, each)
+    def __init__(self, root: Path, batch: int, turn_s: float) -> None:
+        self.root, self.batch, self.turn_s = root, batch, turn_s
+        self.drawn = write_photo_shards(root / "drawn", DRAWN * PER_SHARD, PER_SHARD)
         self.shards = root / "shards"
         self.shards.mkdir()
         for number in range(SHARDS):
             for end in (".tar", "_stats.json"):
-                drawn = self.drawn / f"{number % (SHARDS // 2):05d}{end}"
+                drawn = self.drawn / f"{number % DRAWN:05d}{end}"
                 (self.shards / f"{number:05d}{end}").symlink_to(drawn)
 
-    def run(self, contestant: Contestant, precision: str) -> Run:
-        """Run once, into an empty folder."""
-        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+    @contextmanager
+    def runner(self, contestant: Contestant, precision: str) -> Iterator["Runner"]:
+        """Start it, into an empty folder; after its first steps it waits for its turn."""
+        with tempfile.TemporaryDirectory(dir=self.root, ignore_cleanup_errors=True) as folder:
             output = Path(folder)
             line = shlex.split(
                 contestant.line.format(**self._places(contestant, output, precision))
             )
-            followed = Followed(line, _variables(line[0]))
-            steps = contestant.steps(output, followed.lines)
-        if len(steps) != self.steps:
-            said = "\n".join(line.text for line in followed.lines[-100:])
-            raise RuntimeError(f"{contestant.name}: {len(steps)} of {self.steps} steps\n{said}")
-        return followed.steady(steps, self.first, self.batch * WORKERS)
+            made = Runner(line, _variables(line[0]), lambda lines: contestant.steps(output, lines))
+            with closing(made):
+                made.warm_up()
+                yield made
+
+    def turn(self, runner: "Runner") -> Run:
+        """Let it run for a turn, while all others stand still."""
+        return runner.turn(self.turn_s, self.batch * WORKERS)
 
     def _places(self, contestant: Contestant, output: Path, precision: str) -> dict[str, object]:
         config = output / "train.yaml"
@@ -185,63 +191,101 @@ class Arena:
             "config": config,
             "shards": self.shards,
             "tars": f"{self.shards}/{{00000..{SHARDS - 1:05d}}}.tar",
-            "samples": self.samples,
+            "samples": SHARDS * PER_SHARD,
             "theirs": THEIR_NAMES[precision],
             "output": output,
         }
 
 
 def job(precision: str, batch: int) -> Job:
-    """What clipray trains: every step decodes its images."""
+    """What clipray trains: every step decodes its images, and no checkpoint falls into a turn."""
     loader = LoaderConfig(batch_size=batch * WORKERS, cache_mb=0)
+    checkpoints = {"every_minutes": 1e6}
     return Job.model_validate(
-        {"model": MODEL, "epochs": 1, "precision": precision, "loader": loader}
-    )
+        {"model": MODEL, "epochs": 1, "precision": precision, "loader": loader,
+         "checkpoints": checkpoints}
+    )  # fmt: skip
 
 
-class Followed:
-    """A command, run to its end.
+class Runner:
+    """A trainer's process tree, which stands still until it is its turn.
+
+    Args:
+        line: command that starts it.
+        env: its variables.
+        steps: what it has done so far, by what it printed.
 
     Attributes:
-        lines: what it printed.
-        looks: times, and CPU seconds that its process tree had used.
+        start_s: from the start of the command to the end of the first step.
     """
 
-    def __init__(self, line: list[str], env: Mapping[str, str]) -> None:
-        self.lines: list[Line] = []
-        self.looks: list[tuple[float, float]] = []
+    def __init__(
+        self, line: list[str], env: Mapping[str, str], steps: Callable[[list[Line]], list[Step]]
+    ) -> None:
+        self.start_s = 0.0
+        self._steps = steps
+        self._lines: list[Line] = []
+        self._looks: list[tuple[float, float]] = []
         self._began = time.time()
-        with subprocess.Popen(
+        self._process = subprocess.Popen(
             line, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", start_new_session=True,
-        ) as process:  # fmt: skip
-            ended = Event()
-            looking = Thread(target=self._look, args=(Tree(process.pid), ended))
-            looking.start()
-            assert process.stdout
-            try:
-                for text in process.stdout:
-                    self.lines.append(Line(time.time(), text.rstrip()))
-            except BaseException:
-                process.terminate()  # in a session of its own, it hears no Ctrl-C
-                raise
-            finally:
-                ended.set()
-                looking.join()
+        )  # fmt: skip
+        self._tree = Tree(self._process.pid)
+        self._reader = Thread(target=self._read)
+        self._reader.start()
 
-    def steady(self, steps: list[Step], first: int, samples: int) -> Run:
-        """Of all steps, those between the first and the last few."""
-        inside = steps[first - 1 : len(steps) - LAST]
-        began, ended = inside[0].at, inside[-1].at
-        used = np.interp([began, ended], *zip(*self.looks, strict=True))
-        waited = sum(step.waited for step in inside[1:])
-        start_s = steps[0].at - self._began
-        cpu_s = float(used[1] - used[0])
-        return Run(len(inside) - 1, ended - began, cpu_s, waited, start_s, samples)
+    def warm_up(self) -> None:
+        """Wait for its first steps."""
+        while len(steps := self._steps(self._lines)) < FIRST:
+            self._look()
+            if self._process.poll() is not None:
+                raise RuntimeError("\n".join(line.text for line in self._lines[-100:]))
+        self.start_s = steps[0].at - self._began
+        self._signal(SIGSTOP)
 
-    def _look(self, tree: Tree, ended: Event) -> None:
-        while not ended.wait(LOOK_S):
-            self.looks.append((time.time(), tree.cpu_s()))
+    def turn(self, seconds: float, samples: int) -> Run:
+        """Run for so long; counted is from the first step that ends to the last."""
+        began = time.time()
+        self._signal(SIGCONT)
+        while time.time() < began + seconds:
+            self._look()
+        self._signal(SIGSTOP)
+        inside = [step for step in self._steps(self._lines) if step.at > began + SETTLE_S]
+        if len(inside) < 2:
+            raise RuntimeError(f"{len(inside)} steps in {seconds:g} s; give longer turns")
+        used = np.interp([inside[0].at, inside[-1].at], *zip(*self._looks, strict=True))
+        return Run(
+            steps=len(inside) - 1,
+            wall_s=inside[-1].at - inside[0].at,
+            cpu_s=float(used[1] - used[0]),
+            waited_s=sum(step.waited for step in inside[1:]),
+            start_s=self.start_s,
+            samples=samples,
+        )
+
+    def close(self) -> None:
+        """End it and all that came of it."""
+        self._signal(SIGCONT)
+        self._process.terminate()  # in a session of its own, it hears no Ctrl-C
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+        self._signal(SIGKILL)
+        self._reader.join()
+
+    def _look(self) -> None:
+        self._looks.append((time.time(), self._tree.cpu_s()))
+        time.sleep(LOOK_S)
+
+    def _signal(self, number: Signals) -> None:
+        for process in self._tree.live():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for text in self._process.stdout:
+            self._lines.append(Line(time.time(), text.rstrip()))
 
 
 def _variables(program: str) -> Mapping[str, str]:

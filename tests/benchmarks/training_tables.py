@@ -4,16 +4,18 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, quantiles, stdev
 
 from clipray import __version__
 from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.theme import Contest
 from tests.benchmarks.training_runs import (
-    LAST,
+    DRAWN,
     MODEL,
+    PER_SHARD,
     PLAIN,
     RAY,
+    SETTLE_S,
     THEIRS,
     WORKERS,
     Arena,
@@ -29,9 +31,9 @@ WAIT_BAR = 0.05  # of the time
 Results = dict[tuple[str, str], list[Run]]  # by precision and name of the contestant
 
 
-def report(arena: Arena, results: Results, rounds: int) -> list[str]:
+def report(arena: Arena, results: Results) -> list[str]:
     """All of it, in Markdown."""
-    return [*header(arena, results, rounds), *table(results), "", *bars(results)]
+    return [*header(arena, results), *table(results), "", *bars(results)]
 
 
 def table(results: Results) -> Iterator[str]:
@@ -51,7 +53,7 @@ def table(results: Results) -> Iterator[str]:
 
 
 def bars(results: Results) -> Iterator[str]:
-    """What was to be reached, by the medians and within each round."""
+    """What was to be reached."""
     for precision in dict.fromkeys(precision for precision, _ in results):
         ray, plain, theirs = (results.get((precision, who.name)) for who in (RAY, PLAIN, THEIRS))
         if ray and plain:
@@ -68,10 +70,16 @@ def bars(results: Results) -> Iterator[str]:
 
 
 def ratio(runs: list[Run], others: list[Run], value: Callable[[Run], float]) -> str:
-    """Of the medians, and the spread within rounds."""
-    pairs = sorted(value(run) / value(other) for run, other in zip(runs, others, strict=True))
-    middle = median(map(value, runs)) / median(map(value, others))
-    return f"**{middle:.3f}** (rounds {pairs[0]:.3f} to {pairs[-1]:.3f})"
+    """Within a round: the median, its middle half, and how sure the mean is."""
+    pairs = [value(run) / value(other) for run, other in zip(runs, others, strict=True)]
+    told = f"**{median(pairs):.3f}**"
+    if len(pairs) < 2:
+        return told
+    low, _, high = quantiles(pairs, n=4)
+    error = stdev(pairs) / len(pairs) ** 0.5
+    return (
+        f"{told} (half of the rounds {low:.3f} to {high:.3f}; mean {mean(pairs):.3f} ± {error:.3f})"
+    )
 
 
 def spread(runs: list[Run], value: Callable[[Run], float], form: str) -> str:
@@ -94,11 +102,13 @@ def contests(results: Results) -> Iterator[Contest]:
                 yield Contest(f"{precision} training, a step", "ms", *names, *wall)
 
 
-def header(arena: Arena, results: Results, rounds: int) -> list[str]:
+def header(arena: Arena, results: Results) -> list[str]:
     peers = "none"
     if any(name == THEIRS.name for _, name in results):
         peers = versions(environment.peers() / "bin" / "python", PEERS)
-    size = sum(path.stat().st_size for path in arena.drawn.glob("*.tar")) / (arena.samples // 2)
+    images = DRAWN * PER_SHARD
+    size = sum(path.stat().st_size for path in arena.drawn.glob("*.tar")) / images
+    rounds = " and ".join(sorted({str(len(runs)) for runs in results.values()}))
     return [
         f"# Training, {datetime.now(UTC):%Y-%m-%d}",
         "",
@@ -107,9 +117,10 @@ def header(arena: Arena, results: Results, rounds: int) -> list[str]:
         f"{machine()}. {MODEL} with random weights; {WORKERS} workers with a batch of "
         f"{arena.batch} each and one thread of torch "
         "each, over gloo; AdamW; no evaluation and no checkpoint in the measured steps. "
-        f"{arena.samples} photo-like JPEGs of 256 px with captions, {size / 1e3:.0f} kB each, half "
-        f"of them twice. {rounds} interleaved rounds of {arena.steps} steps, of which the first "
-        f"{arena.first} and the last {LAST} are left out. CPU is that of the whole process tree, "
+        f"{images} photo-like JPEGs of 256 px with captions, {size / 1e3:.0f} kB each, again and "
+        f"again. All are started before; in each of {rounds} rounds each runs for "
+        f"{arena.turn_s:g} s, while the others stand still (SIGSTOP). Counted are whole steps "
+        f"that begin {SETTLE_S:g} s after that or later. CPU is that of the whole process tree, "
         "Ray's daemons included.",
         "",
         "clipray keeps no decoded images, so every step decodes; it resizes and crops in the "
