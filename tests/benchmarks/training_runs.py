@@ -253,7 +253,8 @@ class Runner:
         self._signal(SIGSTOP)
         inside = [step for step in self._steps(self._lines) if step.at > began + SETTLE_S]
         if len(inside) < 2:
-            raise RuntimeError(f"{len(inside)} steps in {seconds:g} s; give longer turns")
+            told = f"{len(inside)} steps in {seconds:g} s; longer turns?"
+            raise RuntimeError("\n".join([told, *(line.text for line in self._lines[-30:])]))
         used = np.interp([inside[0].at, inside[-1].at], *zip(*self._looks, strict=True))
         return Run(
             steps=len(inside) - 1,
