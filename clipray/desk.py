@@ -79,12 +79,15 @@ class DeskHandler(logging.Handler):
         self._desk, self._left = desk, MOST_SAID
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Leave one; too many are cut off."""
+        """Leave one; too many are cut off, and none is worth the end of its worker."""
         self._left -= 1
-        if self._left > 0:
-            self._desk.say(record.getMessage())
-        elif self._left == 0:
-            self._desk.say("more warnings of this worker are in Ray's logs alone")
+        try:
+            if self._left > 0:
+                self._desk.say(record.getMessage())
+            elif self._left == 0:
+                self._desk.say("more warnings of this worker are in Ray's logs alone")
+        except Exception:  # noqa: BLE001  of Ray, where its store is out of reach
+            self.handleError(record)
 
 
 class DeskSignals:

@@ -80,7 +80,10 @@ class Searching:
 
 
 class _Shortcut:
-    """Takes searches past the layers of FastAPI, which cost half a search, and all else to it."""
+    """Takes searches past the layers of FastAPI, which cost half a search, and all else to it.
+
+    HEAD is answered as GET; the server keeps the body back.
+    """
 
     def __init__(self, app: FastAPI, searching: Searching, refusals: Refusals) -> None:
         self._app = app
@@ -90,6 +93,11 @@ class _Shortcut:
         self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            asked = {**scope, "method": "GET"}
+            await self._app(asked, receive, send)
+            scope["route"] = asked.get("route")
+            return
         if scope["type"] != "http" or scope["path"] != "/search" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return

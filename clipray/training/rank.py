@@ -24,10 +24,11 @@ from clipray.training.checkpoints import CheckpointConfig, CheckpointManifest, C
 from clipray.training.corpus import Corpus
 from clipray.training.evaluation import Evaluation, EvaluationConfig
 from clipray.training.gradients import AUTOCAST
+from clipray.training.heap import keep_freed
 from clipray.training.loader import Loader, begin_processes, plan_of
 from clipray.training.logbook import Logbook, LogConfig
 from clipray.training.metrics import Values
-from clipray.training.peers import Peers
+from clipray.training.peers import CPU, Peers
 from clipray.training.run_folder import RunFolder
 from clipray.training.shares import from_first, together
 from clipray.training.trainer import Recipe, Trainer
@@ -98,6 +99,8 @@ def run_rank(job: Job, corpus: Corpus, run: RunFolder, peers: Peers, signals: Si
         ClipRayError: the same one on all ranks.
     """
     together(lambda: corpus.require_here() if peers.node else None, peers)
+    if peers.device == CPU:
+        keep_freed()
     with ExitStack() as stack:
         rank = _Rank(job, corpus, run, peers, signals)
         together(lambda: rank.open_book(stack), peers)

@@ -1,9 +1,11 @@
 """The HTTP API over an in-process index: routes, replies, refusals."""
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -13,8 +15,11 @@ from clipray.errors import UnavailableError
 from clipray.index import Index
 from clipray.query import Query
 from clipray.search import find
+from clipray.serve.args import Listen
+from clipray.serve.front import Front
 from clipray.serve.http import http_app
 from tests.serve.local import LocalSearcher
+from tests.serve.test_front import free_port
 
 
 class Resting(LocalSearcher):
@@ -141,6 +146,32 @@ def test_page_and_its_files_are_there_and_nothing_else(http):
         assert response.status_code == 200
         assert kind in response.headers["content-type"]
     assert http.get("/web/search.py").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/indices", "/web/app.js", "/web/none.js"])
+def test_head_is_answered_as_get_without_the_body(http, path):
+    async def asked():
+        listen = Listen(port=free_port())
+        front = Front(http.app, listen)
+        one = aiohttp.TCPConnector(limit=1)  # the second reply begins where the first ends
+        async with (
+            aiohttp.ClientSession(listen.url, connector=one) as session,
+            session.head(path) as head,
+            session.get(path) as whole,
+        ):
+            body = await whole.read()
+        await front.close()
+        return head, whole, body
+
+    head, whole, body = asyncio.run(asked())
+    assert head.status == whole.status
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == whole.headers[name]
+    assert len(body) == int(head.headers["content-length"])
+
+
+def test_head_of_a_search_is_told_the_right_method(http):
+    assert http.head("/search").status_code == 405
 
 
 def test_openapi_describes_the_query(http):
