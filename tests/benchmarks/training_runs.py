@@ -32,6 +32,7 @@ BATCH = 16  # of a worker
 DRAWN, PER_SHARD = 8, 64  # shards that are drawn, and images of each
 SHARDS = 64 * DRAWN  # what is drawn, again and again
 FIRST = 4  # steps before the first turn
+FEWEST = 3  # steps of a turn
 SETTLE_S = 1.0  # in a turn, until a step counts
 END_S = 30.0
 
@@ -237,24 +238,19 @@ class Runner:
 
     def warm_up(self) -> None:
         """Wait for its first steps."""
-        while len(steps := self._steps(self._lines)) < FIRST:
+        while len(steps := self._after(0)) < FIRST:
             self._look()
-            if self._process.poll() is not None:
-                raise RuntimeError("\n".join(line.text for line in self._lines[-100:]))
         self.start_s = steps[0].at - self._began
         self._signal(SIGSTOP)
 
     def turn(self, seconds: float, samples: int) -> Run:
-        """Run for so long; counted is from the first step that ends to the last."""
+        """Run for so long, or longer for a few steps; counted is from the first that ends."""
         began = time.time()
         self._signal(SIGCONT)
-        while time.time() < began + seconds:
+        while time.time() < began + seconds or len(self._after(began + SETTLE_S)) < FEWEST:
             self._look()
         self._signal(SIGSTOP)
-        inside = [step for step in self._steps(self._lines) if step.at > began + SETTLE_S]
-        if len(inside) < 2:
-            told = f"{len(inside)} steps in {seconds:g} s; longer turns?"
-            raise RuntimeError("\n".join([told, *(line.text for line in self._lines[-30:])]))
+        inside = self._after(began + SETTLE_S)
         used = np.interp([inside[0].at, inside[-1].at], *zip(*self._looks, strict=True))
         return Run(
             steps=len(inside) - 1,
@@ -273,6 +269,12 @@ class Runner:
             self._process.wait(END_S)
         self._signal(SIGKILL)
         self._reader.join()
+
+    def _after(self, moment: float) -> list[Step]:
+        """Steps that ended after it."""
+        if self._process.poll() is not None:
+            raise RuntimeError("\n".join(line.text for line in self._lines[-100:]))
+        return [step for step in self._steps(self._lines) if step.at > moment]
 
     def _look(self) -> None:
         self._looks.append((time.time(), self._tree.cpu_s()))
