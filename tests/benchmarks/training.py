@@ -46,19 +46,18 @@ def main() -> None:
 
 
 def measure(arena: Arena, chosen: list[Contestant], precision: str, pace: Pace) -> Results:
-    """Turns of each contestant; the order is turned round after each round."""
+    """Turns of each contestant, in one order: each has stood still as long as the others."""
     results: Results = {(precision, contestant.name): [] for contestant in chosen}
     with ExitStack() as started:
-        order = [
+        runners = [
             (contestant, started.enter_context(arena.runner(contestant, precision)))
             for contestant in chosen
         ]
         for _ in pace.rounds():
-            for contestant, runner in order:
+            for contestant, runner in runners:
                 run = arena.turn(runner)
                 results[precision, contestant.name].append(run)
                 log.info("%s, %s: %s", contestant.name, precision, run)
-            order.reverse()
     return results
 
 
