@@ -91,10 +91,15 @@ class DeskHandler(logging.Handler):
 
 
 class DeskSignals:
-    """The first rank's way to the desk."""
+    """The first rank's way to the desk.
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    Args:
+        desk: of the run.
+        alone: whether no node of the run can go away by itself.
+    """
+
+    def __init__(self, desk: Desk, *, alone: bool) -> None:
+        self._desk, self._alone = desk, alone
         self._asked_at = -ASK_S
         self._stop = False
 
@@ -111,4 +116,4 @@ class DeskSignals:
 
     def preempted(self) -> bool:
         """Whether Ray says that a node of the run goes away soon."""
-        return ray.train.get_preemption_info() is not None
+        return not self._alone and ray.train.get_preemption_info() is not None

@@ -25,6 +25,7 @@ from clipray.errors import ClipRayError, ConfigError, UnavailableError, plain
 LABEL = "clipray-node"
 ROOT_VARIABLE = "CLIPRAY_NODE_ROOT"
 IN_FLIGHT = 1_000  # tasks that Ray is told of at once; the others wait here
+ENDING_S = 1.0
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -130,8 +131,7 @@ def run(
             node, result = _outcome(ready, calls[number], needs)
             yield Done(number, result, node)
     finally:
-        for reference in running if ray.is_initialized() else ():
-            ray.cancel(reference)
+        _cancel(list(running))
 
 
 def alive() -> list[Node]:
@@ -212,6 +212,18 @@ def local_root(root: Path) -> Path:
 
 def _perform(function: Callable[[Argument], Result], argument: Argument) -> tuple[str, Result]:
     return here(), function(argument)
+
+
+def _cancel(running: list[Any]) -> None:
+    """Cancel tasks, the last first, so that none moves up meanwhile.
+
+    Ray 2.60 ends this whole process where a task finishes in the very moment it is cancelled, so
+    the short ones are left to finish.
+    """
+    if running and ray.is_initialized():
+        _, left = ray.wait(running, num_returns=len(running), timeout=ENDING_S)
+        for reference in reversed(left):
+            ray.cancel(reference)
 
 
 def _strategy(call: Call[Any], needs: Needs) -> NodeAffinitySchedulingStrategy | str:

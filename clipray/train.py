@@ -182,7 +182,7 @@ def train_worker(put: dict[str, Any]) -> Outcome | ClipRayError:
     logging.getLogger("clipray").addHandler(DeskHandler(tree["desk"]))
     node = nodes.here()
     peers = Peers.join(_device(), None if node == tree["home"] else node)
-    signals = DeskSignals(tree["desk"])
+    signals = DeskSignals(tree["desk"], alone=tree["alone"])
     try:
         return run_rank(config, tree["corpus"], RunFolder(tree["run"].reached()), peers, signals)
     except UnavailableError:
@@ -256,9 +256,10 @@ def _trainer(
     What the ranks are told is put into Ray's store. Else Ray's controller, which only passes it on,
     would import all that it consists of, seconds before the first worker starts.
     """
-    most = config.workers or 1
-    tree = {"config": config, "corpus": corpus, "run": run, "desk": desk, "home": nodes.here()}
-    made = AloneTrainer if cluster.is_alone() else TorchTrainer
+    most, alone = config.workers or 1, cluster.is_alone()
+    tree = {"config": config, "corpus": corpus, "run": run, "desk": desk}
+    tree |= {"home": nodes.here(), "alone": alone}
+    made = AloneTrainer if alone else TorchTrainer
     return made(
         train_worker,  # type: ignore[arg-type]  # what it returns comes back since Ray 2.50
         train_loop_config={"tree": ray.put(tree)},

@@ -23,7 +23,7 @@ def work(desk):
     desk.tell([{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}])
     desk.say("a picture of 3 € is passed over")
     desk.tell([{"step": 3, "loss": 0.25}])
-    return DeskSignals(desk).stop_asked()
+    return DeskSignals(desk, alone=False).stop_asked()
 
 
 def test_what_a_worker_leaves_is_fetched_once_and_in_its_order(desk):
@@ -56,7 +56,7 @@ def test_nothing_is_left_of_a_closed_one(desk):
 
 
 def test_the_end_is_not_asked_for_at_every_step(desk, monkeypatch):
-    signals, asked = DeskSignals(desk), []
+    signals, asked = DeskSignals(desk, alone=True), []
     monkeypatch.setattr(Desk, "stop_asked", lambda desk: asked.append(1))
     for _ in range(100):
         signals.stop_asked()

@@ -1,9 +1,11 @@
 """Names of nodes, and tasks that are spread over three simulated ones, pinned, and lost there."""
 
 import os
+import random
 import signal
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 
@@ -59,6 +61,10 @@ def fill_disk(_):
     raise OSError(28, "No space left on device")
 
 
+def doze(_):
+    time.sleep(random.uniform(0, 0.01))
+
+
 def die_once(mark):
     if not mark.exists():
         mark.touch()
@@ -108,6 +114,14 @@ def drive_and_kill(machines, name, folder, calls):
         return drive(machines, hold, calls)
     finally:
         killer.join()
+
+
+def leave(machines, times):
+    """Begin tasks and leave them, when the first has ended."""
+    for _ in range(times):
+        with closing(nodes.run(doze, [Call(None, on="b")] * 8)) as tasks:
+            next(tasks)
+            doze(None)
 
 
 def start(machines, name, labels=None):
@@ -173,6 +187,10 @@ def test_an_error_of_a_task_comes_out_as_itself_and_ends_the_others(driver, tmp_
         OSError,
         "[Errno 28] No space left on device",
     )
+
+
+def test_tasks_that_end_as_they_are_cancelled_do_not_end_the_driver(driver):
+    driver.run(leave, 100)
 
 
 def test_a_killed_process_is_tried_again_so_often(driver, tmp_path):

@@ -373,9 +373,9 @@ def test_a_service_that_is_gone_is_said(page):
 def test_a_late_reply_does_not_replace_a_newer_one(page, faults, expected):
     opened(page)
     faults.delay_s = 0.3
-    page.fill("#box", "a large blue cross")
-    page.press("#box", "Enter")
-    page.wait_for_selector("main[aria-busy=true]")
+    with page.expect_request("**/search"):
+        page.fill("#box", "a large blue cross")
+        page.press("#box", "Enter")
     search(page, "a large green square")
     page.wait_for_timeout(400)
     assert captions(page) == told(expected(text="a large green square", k=30))
