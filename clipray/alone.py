@@ -6,9 +6,7 @@ hundred times a second.
 
 from typing import Any
 
-import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 UNNEEDED = {
     "DatasetsCallback",  # shares Ray's datasets out among the ranks
@@ -17,7 +15,7 @@ UNNEEDED = {
 
 
 class AloneTrainer(TorchTrainer):
-    """Starts only what a run on one node needs that reads no dataset of Ray, nor reports to it.
+    """Starts only what a run on one node needs that reads no dataset of Ray.
 
     Both methods are inner ones of Ray 2.60: where a later one does not call them, nothing is left
     out.
@@ -25,21 +23,12 @@ class AloneTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        needed = [callback for callback in made if type(callback).__name__ not in UNNEEDED]
-        return [*needed, NoMeeting()]
+        return [callback for callback in made if type(callback).__name__ not in UNNEEDED]
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         if not self.scaling_config.elasticity_enabled:  # type: ignore[attr-defined]
             _ask_nobody(given["scaling_policy"])
         return super()._initialize_and_run_controller(**given)  # type: ignore[misc]
-
-
-class NoMeeting(WorkerGroupCallback):
-    """Ends the actor at which ranks wait for each other: to report to Ray, or to ask it things."""
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called by Ray, where it directs the run."""
-        ray.kill(worker_group._worker_group_state.sync_actor)
 
 
 def _ask_nobody(policy: Any) -> None:
