@@ -25,7 +25,7 @@ from clipray.errors import ClipRayError, ConfigError, UnavailableError, plain
 LABEL = "clipray-node"
 ROOT_VARIABLE = "CLIPRAY_NODE_ROOT"
 IN_FLIGHT = 1_000  # tasks that Ray is told of at once; the others wait here
-ENDING_S = 1.0
+ENDING_S = 1.0  # that short tasks have to finish before the others are cancelled
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
