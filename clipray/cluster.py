@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 import ray
+from ray._private import services
 
 from clipray.errors import ConfigError, UnavailableError
 
@@ -115,7 +117,7 @@ def _start(cpus: int) -> None:
         return
     if sys.stderr.isatty():  # it takes seconds, and nothing else is drawn yet
         sys.stderr.write("starting Ray on this machine\n")
-    with _interrupt_deferred(), _stderr_on_failure(), _environment(_ALONE):
+    with _interrupt_deferred(), _stderr_on_failure(), _environment(_ALONE), _apart():
         ray.init(
             address="local",
             num_cpus=max(cpus, os.cpu_count() or 1),
@@ -136,6 +138,29 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in ours:
             del os.environ[name]
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Start Ray's processes each in a group of its own.
+
+    What ends a command often ends its whole group, as `timeout` does; without Ray, the command
+    could neither write a checkpoint nor end in order.
+    """
+    if sys.platform != "linux":  # elsewhere Ray finds its own processes by that group
+        yield
+        return
+    usual = services.ConsolePopen
+    services.ConsolePopen = _Apart  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = usual  # type: ignore[misc]
+
+
+class _Apart(services.ConsolePopen):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, process_group=0, **named)
 
 
 @contextmanager

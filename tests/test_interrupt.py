@@ -1,4 +1,4 @@
-"""Ctrl-C during a verb: no Ray process stays, and no half folder passes for whole."""
+"""Ctrl-C during a verb, or SIGTERM: no Ray process stays, and no half folder passes for whole."""
 
 import os
 import signal
@@ -28,23 +28,18 @@ def many(tmp_path_factory):
     return root
 
 
-def interrupted(arguments, sign, environment=None, pause=0.0):
-    """Start a command, send SIGINT to its group once `sign` stands in stderr, wait for its end."""
-    with start(
-        arguments,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | (environment or {}),
-    ) as process:
+def interrupted(arguments, sign, pause=0.0, number=signal.SIGINT):
+    """Start a command, send its group a signal once `sign` stands in stderr, wait for its end."""
+    with start(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            code, said = _interrupt(process, sign.encode(), pause)
+            code, said = _interrupt(process, sign.encode(), pause, number)
         except BaseException:
             reap(process.pid)  # or leaving the block would wait for it for ever
             raise
     return code, said.decode(), process.pid
 
 
-def _interrupt(process, sign, pause):
+def _interrupt(process, sign, pause, number):
     os.set_blocking(process.stderr.fileno(), False)
     said, began = b"", time.monotonic()
     while sign not in said and process.poll() is None:
@@ -53,7 +48,7 @@ def _interrupt(process, sign, pause):
         time.sleep(0.05)
     assert process.poll() is None, said[-2000:]
     time.sleep(pause)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     code = process.wait(timeout=60)
     return code, said + (process.stderr.read() or b"")
 
@@ -65,9 +60,10 @@ def require_quiet(session):
     assert not left
 
 
-def test_train(many, architecture, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train(many, architecture, tmp_path, number):
     command = ("train", "--input", many, "--output", tmp_path / "model", "--model", architecture)
-    code, said, session = interrupted([*command, "--epochs", 500], "samples/s")
+    code, said, session = interrupted([*command, "--epochs", 500], "samples/s", number=number)
     assert (code, "Traceback" in said) == (130, False), said[-2000:]
     assert "writing a checkpoint" in said
     require_quiet(session)
