@@ -12,9 +12,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, current_thread, main_thread
 from types import FrameType
-from typing import Any
 
 import ray
 from ray._private import services
@@ -23,6 +23,7 @@ from clipray.errors import ConfigError, UnavailableError
 
 ADDRESS = "RAY_ADDRESS"
 REACHED_S = 5.0
+START = "ConsolePopen"
 OBJECT_STORE_BYTES = 256 << 20  # only paths and vectors travel, never pixels
 
 Handler = Callable[[int, FrameType | None], object]
@@ -145,22 +146,18 @@ def _apart() -> Iterator[None]:
     """Start Ray's processes each in a group of its own.
 
     What ends a command often ends its whole group, as `timeout` does; without Ray, the command
-    could neither write a checkpoint nor end in order.
+    could neither write a checkpoint nor end in order. What starts them is an inner name of Ray
+    2.60: where a later one has it not, they stay in the group.
     """
-    if sys.platform != "linux":  # elsewhere Ray finds its own processes by that group
+    usual = getattr(services, START, None)
+    if usual is None or sys.platform != "linux":  # elsewhere Ray finds its processes by that group
         yield
         return
-    usual = services.ConsolePopen
-    services.ConsolePopen = _Apart  # type: ignore[misc]
+    setattr(services, START, partial(usual, process_group=0))
     try:
         yield
     finally:
-        services.ConsolePopen = usual  # type: ignore[misc]
-
-
-class _Apart(services.ConsolePopen):
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, process_group=0, **named)
+        setattr(services, START, usual)
 
 
 @contextmanager

@@ -63,6 +63,12 @@ def test_the_end_is_not_asked_for_at_every_step(desk, monkeypatch):
     assert len(asked) == 1
 
 
+def test_a_run_alone_does_not_ask_ray_whether_its_node_goes_away(desk):
+    assert not DeskSignals(desk, alone=True).preempted()
+    with pytest.raises(RuntimeError, match="get_preemption_info"):  # only in a run can it be asked
+        DeskSignals(desk, alone=False).preempted()
+
+
 def test_of_many_warnings_some_are_shown(desk):
     log = logging.Logger("worker")
     log.addHandler(DeskHandler(desk))
